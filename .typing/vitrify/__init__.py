@@ -1,0 +1,1 @@
+../../vitrify/__init__.py

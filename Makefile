@@ -1,0 +1,45 @@
+# Two commands do all the set-up on a bare clone with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := .vitrify/demo
+
+.PHONY: help demo test check bench clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.compile: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[compile]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.compile
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.compile ## install, compile the helpdesk example on the embedded model, run the result
+	@mkdir -p $(OUT)
+	$(BIN)/vitrify compile examples/helpdesk/program.py:Helpdesk --data examples/helpdesk/tickets.jsonl \
+	  --metric examples/helpdesk/program.py:routed --lm embedded --seed 0 -o $(OUT)/helpdesk.json
+	$(BIN)/vitrify run $(OUT)/helpdesk.json -i message="The parcel you sent last Tuesday still has not turned up and I need it tomorrow"
+
+test: $(VENV)/.dev ## run every test (no network beyond the package index, no key)
+	$(BIN)/python -m pytest -n 2 -q
+
+check: $(VENV)/.dev ## ruff, mypy, pyright and the layout test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p vitrify
+	$(BIN)/mypy tests
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_layout.py
+
+bench: $(VENV)/.dev ## time the road from clone to artifact
+	$(BIN)/python benchmarks/road.py
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .vitrify build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

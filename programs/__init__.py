@@ -1,0 +1,1 @@
+"""The program as data (predictors, candidate, artifact) and the run time that executes it."""

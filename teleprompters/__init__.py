@@ -1,0 +1,1 @@
+"""The strategies: what to try next."""

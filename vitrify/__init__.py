@@ -1,0 +1,1 @@
+"""vitrify: a compiler for language-model pipelines."""
