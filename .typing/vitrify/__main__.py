@@ -1,0 +1,1 @@
+../../vitrify/__main__.py

@@ -1,0 +1,128 @@
+"""Budget: what a compile may spend, and the meter that says what it has."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..programs.lm import Usage
+from ..signatures.errors import RequestError, WorkError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a compile may spend at most; None is no limit.
+
+    Attributes:
+        calls: Calls to language models, task model and prompt model together.
+        tokens: Prompt and completion tokens together.
+        dollars: Money, by the price of the model.
+        seconds: Wall-clock seconds until the search stops; certification still runs.
+    """
+
+    calls: int | None = None
+    tokens: int | None = None
+    dollars: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("calls", "tokens", "dollars", "seconds"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+                raise RequestError(f"budget: `{name}` is a number of at least 0, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars per token of one model."""
+
+    prompt: float
+    completion: float
+
+    def of(self, usage: Usage) -> float:
+        """Return what `usage` costs in dollars."""
+        return usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion
+
+
+class BudgetExhausted(WorkError):
+    """A call would exceed the budget; it wasn't made."""
+
+
+@dataclass
+class Meter:
+    """Counts calls, tokens and money, and refuses the call that would exceed the budget.
+
+    Physical: a call served from the ledger costs nothing here.
+    """
+
+    budget: Budget
+    price: Price | None = None
+    clock: Callable[[], float] = time.monotonic
+    calls: int = 0
+    replayed: int = 0
+    usage: Usage = field(default_factory=Usage)
+    _started: float = field(default=0.0, init=False)
+    _distinct: dict[str, Usage] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the meter was made."""
+        return self.clock() - self._started
+
+    @property
+    def dollars(self) -> float | None:
+        """Money spent so far, or None where the model has no known price."""
+        return None if self.price is None else self.price.of(self.usage)
+
+    def admit(self) -> None:
+        """Count one call that is about to be made.
+
+        Raises:
+            BudgetExhausted: If the budget has no room for it.
+        """
+        with self._lock:
+            if self.budget.calls is not None and self.calls >= self.budget.calls:
+                raise BudgetExhausted(
+                    f"The budget of {self.budget.calls} calls is spent; raise `budget.calls` and run again with the "
+                    "same run directory: nothing that was paid is asked for twice."
+                )
+            self.calls += 1
+
+    def paid(self, usage: Usage) -> None:
+        """Add the tokens of a call that was made."""
+        with self._lock:
+            self.usage = self.usage + usage
+
+    def charge(self, key: str, usage: Usage) -> None:
+        """Count a request logically: once, however often it was needed and whoever answered it."""
+        with self._lock:
+            self._distinct.setdefault(key, usage)
+
+    @property
+    def logical(self) -> tuple[int, Usage]:
+        """Distinct requests and their tokens: the same for a compile whether it was interrupted or not."""
+        total = Usage()
+        for usage in self._distinct.values():
+            total += usage
+        return len(self._distinct), total
+
+    def served(self) -> None:
+        """Count a call that the ledger answered."""
+        with self._lock:
+            self.replayed += 1
+
+    def over(self, reserve: float) -> str | None:
+        """Return why the search must end now, or None; `reserve` is the share kept for certification (0 to 1)."""
+        tokens = self.usage.prompt_tokens + self.usage.completion_tokens
+        if self.budget.tokens is not None and tokens > self.budget.tokens * (1 - reserve):
+            return f"{tokens} of {self.budget.tokens} tokens are spent"
+        dollars = self.dollars
+        if self.budget.dollars is not None and dollars is not None and dollars > self.budget.dollars * (1 - reserve):
+            return f"${dollars:.4f} of ${self.budget.dollars:.2f} are spent"
+        if self.budget.seconds is not None and self.seconds > self.budget.seconds:
+            return f"{self.budget.seconds:g} seconds are over"
+        return None

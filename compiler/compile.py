@@ -1,0 +1,235 @@
+"""compile(): a program, data and a metric in; the frozen program with its evidence out."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..programs.artifact import Artifact, read_artifact
+from ..programs.candidate import Candidate
+from ..programs.models import Model, resolve_lm
+from ..programs.program import ProgramSpec, lower_program
+from ..signatures.canonical import digest
+from ..signatures.errors import ArtifactError, DataError, ProgramError, RequestError, nearest
+from .budget import Budget, Meter, Price
+from .data import Dataset, describe_source, load_rows, to_dataset
+from .emit import emit
+from .evaluate import Evaluator, Target
+from .ledger import Ledger
+from .metric import required_labels, resolve_metric
+from .options import Options
+from .passes import bootstrap, certify, preflight, propose, search, source_of
+from .prices import price_of
+from .run import Run
+from .splits import split
+from .state import Job, State
+from .strategy import Strategy
+
+
+def compile(
+    program: Any,
+    data: Any,
+    metric: Any,
+    *,
+    lm: Any,
+    strategy: Strategy,
+    budget: Budget | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    options: Options | None = None,
+) -> Artifact:
+    """Return the compiled program: split, preflight, bootstrap, propose, search, certify, emit.
+
+    `vitrify.compile` is this function with `strategy` resolved from `options`.
+
+    Args:
+        program: A DSPy module; it is left as it is.
+        data: A path, a list of `dspy.Example` or of dictionaries, or a Hugging Face dataset.
+        metric: A DSPy metric, unchanged, or a name such as `exact:team`.
+        lm: The task model: a name, a `dspy.LM`, or `"embedded"`.
+        strategy: What supplies the levels.
+        budget: What may be spent.
+        seed: Same inputs and seed, same artifact.
+        run_dir: Where the run keeps what it paid for; with the same directory a compile goes on where it stopped.
+        options: The rest.
+
+    Raises:
+        RequestError: If the request is wrong; before money is spent where that can be known.
+        WorkError: If the work failed; what was paid is kept in the run directory.
+    """
+    job = prepare(program, data, metric, lm, strategy, budget or Budget(), seed, options or Options())
+    with Ledger(Path(run_dir) if run_dir is not None else default_run_dir(job)) as ledger:
+        meter = Meter(job.budget, _price(job))
+        evaluator = Evaluator(
+            job.model, job.metric, ledger, meter, judge=job.judge_model, concurrency=job.options.concurrency
+        )
+        run = Run(job, evaluator, ledger, job.options.progress)
+        try:
+            state = split_pass(job, run)
+            for step in (preflight, bootstrap, propose, search, certify):
+                state = step(state, run)
+            return emit(state, run)
+        finally:
+            evaluator.close()
+
+
+def split_pass(job: Job, run: Run) -> State:
+    """Divide the rows into train, select and sealed test, by content."""
+    run.begin("split")
+    splits = split(
+        job.dataset, seed=job.seed, group=job.options.group, select=job.select, test=job.test
+    )
+    if job.dataset.duplicates:
+        run.note(f"{job.dataset.duplicates} rows stand in the data more than once and count once.")
+    if job.dataset.conflicts:
+        run.note(f"{job.dataset.conflicts} rows have the inputs of another row and other labels.")
+    if splits.note:
+        run.note(splits.note)
+    return State(job, splits)
+
+
+def prepare(
+    program: Any,
+    data: Any,
+    metric: Any,
+    lm: Any,
+    strategy: Strategy,
+    budget: Budget,
+    seed: int,
+    options: Options,
+) -> Job:
+    """Return the request, resolved and checked, without a call to any model."""
+    import dspy
+
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise RequestError(f"`seed` is a whole number, got {seed!r}.")
+    if isinstance(program, type) and issubclass(program, dspy.Module):
+        raise ProgramError(f"`program` is an instance: pass {program.__name__}(), not the class.")
+    adapter = dspy.settings.adapter
+    spec = lower_program(program, adapter=adapter)
+    target = Target(program, spec, adapter)
+    scored = resolve_metric(metric)
+    dataset = _dataset(data, program, spec)
+    _check_labels(dataset, required_labels(scored))
+    decoding = {
+        name: value
+        for name, value in (("temperature", options.temperature), ("max_tokens", options.max_tokens))
+        if value is not None
+    }
+    address = {"api_base": options.api_base, "api_key": options.api_key}
+    model = resolve_lm(lm, decoding=decoding, **address)
+    ambient = dspy.settings.lm
+    return Job(
+        target=target,
+        code=source_of(program),
+        dataset=dataset,
+        select=None if options.select is None else _dataset(options.select, program, spec),
+        test=None if options.test is None else _dataset(options.test, program, spec),
+        metric=scored,
+        model=model,
+        prompt_model=model if options.prompt_lm is None else resolve_lm(options.prompt_lm, **address),
+        judge_model=model if ambient is None else resolve_lm(ambient),
+        teacher=_teacher(options, target, model),
+        strategy=strategy,
+        start=_start(options.start, spec),
+        budget=budget,
+        seed=seed,
+        options=options,
+    )
+
+
+def _dataset(data: Any, program: Any, spec: ProgramSpec) -> Dataset:
+    """Return the rows as examples whose inputs are what `forward` takes."""
+    if isinstance(data, Dataset):
+        return data
+    required = [item.name for item in spec.inputs if item.required]
+    optional = [item.name for item in spec.inputs if not item.required]
+    return to_dataset(
+        load_rows(data),
+        input_names=required,
+        optional_inputs=optional,
+        types=_types(spec, program),
+        source=describe_source(data),
+    )
+
+
+def _types(spec: ProgramSpec, program: Any) -> dict[str, Any]:
+    """Return what is known of the columns' types: predictors' fields of the same name."""
+    from ..programs.program import walk
+
+    types: dict[str, Any] = {}
+    for item in walk(program):
+        fields = item.predictor.signature.fields
+        for name, info in fields.items():
+            if info.annotation is not str:
+                types.setdefault(name, info.annotation)
+            else:
+                types[name] = str
+    return {name: kind for name, kind in types.items() if kind in (int, float, bool)}
+
+
+def _check_labels(dataset: Dataset, needed: tuple[str, ...]) -> None:
+    for name in needed:
+        if name not in dataset.label_names and name not in dataset.input_names:
+            raise DataError(
+                f"The data breaks `the metric's label is a column`: there is no column `{name}`; "
+                f"{nearest(name, list(dataset.label_names + dataset.input_names))}"
+            )
+
+
+def _teacher(options: Options, target: Target, model: Model) -> tuple[Target, Model]:
+    """Return the program and the model that bootstrap demonstrations."""
+    lm = model if options.teacher_lm is None else resolve_lm(options.teacher_lm)
+    if options.teacher is None:
+        return target, lm
+    teacher = options.teacher
+    spec = lower_program(teacher, adapter=target.adapter)
+    mine = [(item.path, item.signature and item.signature.fields) for item in target.spec.predictors]
+    theirs = [(item.path, item.signature and item.signature.fields) for item in spec.predictors]
+    if mine != theirs:
+        raise ProgramError(
+            f"`teacher` has the program's predictors: {', '.join(path for path, _ in mine)}; got "
+            f"{', '.join(path for path, _ in theirs)} with other fields or paths."
+        )
+    return Target(teacher, spec, target.adapter), lm
+
+
+def _start(start: Any, spec: ProgramSpec) -> Candidate:
+    """Return the candidate of an earlier artifact, or the baseline."""
+    if start is None:
+        return spec.baseline
+    artifact = start if isinstance(start, Artifact) else read_artifact(start)
+    known = {item.path for item in spec.predictors}
+    missing = sorted(set(artifact.candidate.params) ^ known)
+    if missing:
+        raise ArtifactError(
+            f"`start` is an artifact of this program: predictor {missing[0]} is in one of the two alone; compile without it."
+        )
+    tunable = {item.path for item in spec.predictors if item.tunable}
+    return Candidate({**spec.baseline.params, **{p: v for p, v in artifact.candidate.params.items() if p in tunable}})
+
+
+def _price(job: Job) -> Price | None:
+    price = price_of(job.model.lm.name, job.options.price)
+    if price is None and job.budget.dollars is not None:
+        raise RequestError(
+            f"`budget.dollars` needs a price, and nobody knows that of {job.model.lm.name}; give it in dollars per million "
+            "prompt and completion tokens with Options(price=(0.15, 0.60)) or --price 0.15,0.60."
+        )
+    return price
+
+
+def default_run_dir(job: Job) -> Path:
+    """Return the directory that equal requests share, so that repeating one continues it."""
+    identity = digest(
+        [
+            job.target.spec.name,
+            job.target.spec.source_sha256,
+            [item.level0.to_json() for item in job.target.spec.predictors],
+            job.metric.name,
+            job.metric.digest,
+            job.model.lm.name,
+            job.dataset.digest,
+            job.seed,
+        ]
+    )
+    return Path(os.environ.get("VITRIFY_HOME", ".vitrify")) / "runs" / f"{job.target.spec.name.lower()}-{identity[:10]}"

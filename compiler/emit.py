@@ -1,0 +1,245 @@
+"""emit(): the artifact of a finished compile."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ..programs.artifact import (
+    Artifact,
+    Canary,
+    ClassProgram,
+    Content,
+    EvidenceRecord,
+    InputRecord,
+    ModelRecord,
+    PredictorRecord,
+    ProvenanceRecord,
+    SealedProgram,
+    SelectionRecord,
+)
+from ..programs.candidate import Candidate, ordered
+from ..programs.dataflow import Flow, Unsealed
+from ..programs.program import PredictorSpec, ProgramSpec
+from ..signatures.canonical import NotCanonical, digest
+from ..signatures.lower import annotations
+from ..signatures.prompt import NeedsAdapter, PromptPlan
+from .outcome import Malformed
+from .passes import slot_sizes
+from .run import Run
+from .state import State
+
+CANARIES = 3
+"""Inputs per predictor whose rendered messages are recorded."""
+
+
+def emit(state: State, run: Run) -> Artifact:
+    """Return the artifact: what ships, what it was chosen for, and what the sealed test says."""
+    run.begin("emit")
+    assert state.levels is not None and state.found is not None and state.certificate is not None
+    job = state.job
+    shipped = state.levels.candidate(state.found.shipped)
+    spec = job.target.spec
+    content = Content(
+        format="vitrify/1",
+        name=spec.name,
+        program=_program(spec, job.target.program),
+        inputs=[InputRecord(name=item.name, required=item.required) for item in spec.inputs],
+        predictors=[_predictor(item, shipped, state, job.target.program) for item in spec.predictors],
+        model=_model(state),
+        evidence=_evidence(state),
+        selection=_selection(state),
+        provenance=_provenance(state, run),
+        canaries=_canaries(state, shipped),
+        notes=list(run.notes),
+        reproducible=job.budget.seconds is None,
+        reproducible_reason=None if job.budget.seconds is None else "a limit in seconds was set",
+    )
+    return Artifact.seal(content)
+
+
+def _program(spec: ProgramSpec, program: Any) -> ClassProgram | SealedProgram:
+    from ..programs.dataflow import seal_program
+
+    flow = seal_program(program, spec)
+    if isinstance(flow, Flow):
+        return SealedProgram(
+            flow=flow.to_json(), import_path=spec.import_path, source_sha256=spec.source_sha256
+        )
+    assert isinstance(flow, Unsealed)
+    return ClassProgram(import_path=spec.import_path, source_sha256=spec.source_sha256, reason=flow.reason)
+
+
+def _predictor(spec: PredictorSpec, shipped: Candidate, state: State, program: Any) -> PredictorRecord:
+    params = shipped.params[spec.path]
+    plan = second = None
+    if spec.signature is not None and spec.reason is None:
+        plan, second = plans_of(spec, shipped, program)
+    methods, rows = _origin(spec.path, state)
+    as_json: Any = params.to_json()
+    return PredictorRecord(
+        path=spec.path,
+        aliases=list(spec.aliases),
+        signature=None if spec.signature is None else _dict(spec.signature.to_json()),
+        reason=spec.reason,
+        instruction=params.instruction,
+        demos=as_json["demos"],
+        format=params.format,
+        decoding=as_json["decoding"],
+        plan=None if plan is None else _dict(plan.to_json()),
+        second_plan=None if second is None else _dict(second.to_json()),
+        methods=methods,
+        rows=rows,
+    )
+
+
+def plans_of(
+    spec: PredictorSpec, candidate: Candidate, program: Any
+) -> tuple[PromptPlan | None, PromptPlan | None]:
+    """Return a predictor's plan under a candidate, and that of its second request; None where only DSPy renders it."""
+    from ..programs.program import walk
+
+    assert spec.signature is not None
+    predictor = next(item.predictor for item in walk(program) if item.path == spec.path)
+    params = candidate.params[spec.path]
+    signature = spec.signature.with_instruction(params.instruction)
+    demos = predictor.demos if params.demos == spec.level0.demos else params.demos
+    plain = [dict(demo) for demo in demos]
+    types = annotations(predictor.signature)
+    try:
+        main = PromptPlan.build(signature, format=params.format, demos=plain, types=types)
+        second = PromptPlan.build(signature, format="json", demos=plain, types=types) if params.format == "chat" else None
+    except NeedsAdapter:
+        return None, None
+    return main, second
+
+
+def _origin(path: str, state: State) -> tuple[dict[str, str], list[int]]:
+    """Return where a predictor's parameters come from, in words, and whose rows ship."""
+    assert state.levels is not None and state.found is not None
+    methods, rows = {}, []
+    for name, level in zip(state.levels.slots, state.found.shipped, strict=True):
+        owner, _, kind = name.rpartition(".")
+        if owner != path or level == 0:
+            continue
+        value = state.levels.values[name][level]
+        provenance = getattr(value, "provenance", None)
+        methods[kind] = f"{provenance.method}: {provenance.note}" if provenance is not None else "tried as an option"
+        rows += sorted(getattr(value, "rows", ()))
+    return methods, rows
+
+
+def _model(state: State) -> ModelRecord:
+    job = state.job
+    able = job.model.lm.capabilities
+    return ModelRecord(
+        name=job.model.lm.name,
+        decoding=dict(job.model.decoding),
+        capabilities={
+            "response_format": able.response_format,
+            "response_schema": able.response_schema,
+            "function_calling": able.function_calling,
+            "reasoning": able.reasoning,
+        },
+    )
+
+
+def _evidence(state: State) -> EvidenceRecord:
+    assert state.certificate is not None
+    found = state.certificate.evidence
+    return EvidenceRecord(
+        improved=found.improved and state.splits.sealed_claim,
+        baseline=found.baseline,
+        compiled=found.compiled,
+        difference=found.difference,
+        interval=found.interval,
+        level=found.level,
+        p_value=found.p_value,
+        n=found.n,
+        method=found.method,
+        sealed=state.splits.sealed_claim,
+    )
+
+
+def _selection(state: State) -> SelectionRecord:
+    assert state.levels is not None and state.found is not None
+    found = state.found
+    won = found.shipped != state.levels.space.baseline
+    if won:
+        reason = f"the select set gives it a probability of {found.probability:.3f} to beat the baseline"
+    elif not state.levels.slots:
+        reason = "there was nothing to choose from: no predictor can be tuned, or nothing was proposed"
+    else:
+        reason = (
+            f"no detectable gain: the best candidate beats the baseline with a probability of {found.probability:.3f}, "
+            f"and {state.job.options.guard:g} is asked for"
+        )
+    return SelectionRecord(
+        shipped="compiled" if won else "baseline",
+        reason=reason,
+        probability=found.probability,
+        estimate=found.estimate,
+        interval=found.interval,
+        trials=len(found.trials),
+        evaluations=found.spent,
+        slots=dict(slot_sizes(state.levels)),
+    )
+
+
+def _provenance(state: State, run: Run) -> ProvenanceRecord:
+    job, meter = state.job, run.evaluator.meter
+    calls, usage = meter.logical
+    outcomes = (*(state.certificate.baseline if state.certificate else ()),)
+    return ProvenanceRecord(
+        versions={name: _version(name) for name in ("vitrify", "dspy", "pydantic", "json-repair", "optuna")},
+        seed=job.seed,
+        strategy=job.strategy.name,
+        metric=job.metric.name,
+        metric_sha256=job.metric.digest,
+        data_sha256=job.dataset.digest,
+        rows={
+            "train": len(state.splits.train),
+            "select": len(state.splits.select),
+            "test": len(state.splits.test),
+        },
+        calls=calls,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        dollars=None if meter.price is None else round(meter.price.of(usage), 6),
+        malformed=sum(isinstance(outcome, Malformed) for outcome in outcomes),
+        reparsed=sum(outcome.cost.reparsed for outcome in outcomes),
+    )
+
+
+def _canaries(state: State, shipped: Candidate) -> list[Canary]:
+    """Return inputs of accepted training traces with the hash of the messages they render to."""
+    job, canaries = state.job, []
+    for spec in job.target.spec.predictors:
+        if spec.signature is None or spec.reason is not None:
+            continue
+        plan, _ = plans_of(spec, shipped, job.target.program)
+        names = [field.name for field in spec.signature.inputs]
+        seen = [demo for item in state.accepted for demo in item.demos.get(spec.path, ())]
+        for demo in seen[:CANARIES] if plan is not None else ():
+            inputs = {name: demo[name] for name in names if name in demo}
+            try:
+                sha256 = digest(_plain(plan.render(inputs)))
+            except (NotCanonical, NeedsAdapter):
+                continue
+            canaries.append(Canary(path=spec.path, inputs={k: ordered(v) for k, v in inputs.items()}, sha256=sha256))
+    return canaries
+
+
+def _plain(messages: list[dict[str, Any]]) -> Any:
+    return [dict(message) for message in messages]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    assert isinstance(value, dict)
+    return value
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+

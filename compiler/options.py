@@ -1,0 +1,86 @@
+"""Options: what a compile may be told besides program, data, metric, model and budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..signatures.errors import RequestError
+from .progress import Progress
+from .search import SamplerName
+
+Effort = Literal["light", "medium", "heavy"]
+
+EVALUATIONS: dict[Effort, int] = {"light": 1200, "medium": 3000, "heavy": 9000}
+"""Metric calls of the search by effort, where the budget doesn't say less."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything else; every field has a default that suits most programs.
+
+    Attributes:
+        prompt_lm: The model that writes instructions; by default the task model.
+        teacher: A program of the same shape that bootstraps demonstrations in place of the compiled one.
+        teacher_lm: The model the teacher runs on; by default the task model.
+        start: An earlier artifact to start from, say to recompile for a new model.
+        strategy: `auto`, or an object that fulfils the Strategy protocol.
+        effort: How many evaluations the search may take: `light` 1,200, `medium` 3,000, `heavy` 9,000.
+        sampler: Optuna's sampler for the screening: `tpe`, `random`, `gp`.
+        concurrency: Evaluations at a time.
+        test: Your own sealed test set, in any form that `data` takes.
+        select: Your own select set.
+        group: A column; rows with the same value stay in one set.
+        accept: The lowest metric value of a trace that becomes a demonstration.
+        instructions: Instructions to propose for each predictor.
+        demo_sets: Demonstration sets to make for each predictor.
+        max_demos: The largest demonstration set.
+        formats: Reply formats to try besides the program's own: `("json",)`. Off by default.
+        guard: The winner ships where the probability that it beats the baseline is at least this.
+        temperature: Sampling temperature of the task model, where the LM doesn't say.
+        max_tokens: The longest reply of the task model, where the LM doesn't say.
+        price: Dollars per million (prompt, completion) tokens, where the price table doesn't know the model.
+        calls_per_example: The most requests one example may take; by default what preflight saw.
+        api_base: The address of an OpenAI-compatible server; never written to a file.
+        api_key: Its key; by default the provider's environment variable. Never written to a file.
+        progress: Told what happens.
+    """
+
+    prompt_lm: Any = None
+    teacher: Any = None
+    teacher_lm: Any = None
+    start: Any = None
+    strategy: Any = "auto"
+    effort: Effort = "light"
+    sampler: SamplerName = "tpe"
+    concurrency: int = 16
+    test: Any = None
+    select: Any = None
+    group: str | None = None
+    accept: float | None = None
+    instructions: int = 6
+    demo_sets: int = 6
+    max_demos: int = 16
+    formats: Sequence[str] = ()
+    guard: float = 0.975
+    temperature: float | None = None
+    max_tokens: int | None = None
+    price: tuple[float, float] | None = None
+    calls_per_example: int | None = None
+    api_base: str | None = None
+    api_key: str | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            "effort": (self.effort in EVALUATIONS, "is light, medium or heavy"),
+            "sampler": (self.sampler in ("tpe", "random", "gp"), "is tpe, random or gp"),
+            "concurrency": (1 <= self.concurrency <= 1024, "is between 1 and 1024"),
+            "instructions": (0 <= self.instructions <= 64, "is between 0 and 64"),
+            "demo_sets": (0 <= self.demo_sets <= 64, "is between 0 and 64"),
+            "max_demos": (0 <= self.max_demos <= 256, "is between 0 and 256"),
+            "guard": (0.5 <= self.guard < 1, "is a probability from .5 to below 1"),
+            "formats": (set(self.formats) <= {"chat", "json"}, "are chat and json"),
+        }
+        for name, (holds, rule) in checks.items():
+            if not holds:
+                raise RequestError(f"options: `{name} {rule}`, got {getattr(self, name)!r}.")

@@ -1,0 +1,73 @@
+"""Outcome: what became of one evaluation; a failed call is a recorded cause, never a silent zero."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..programs.lm import LMError, Usage
+from ..signatures.errors import WorkError
+
+TraceStep = tuple[str, Mapping[str, Any], Mapping[str, Any]]
+"""One predictor call of a trace: path, inputs, outputs."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an evaluation asked of the language model, counted logically: one request once, however it was served.
+
+    Attributes:
+        calls: Distinct requests.
+        usage: Their tokens.
+        reparsed: Requests that were needed because a reply couldn't be parsed.
+    """
+
+    calls: int = 0
+    usage: Usage = field(default_factory=Usage)
+    reparsed: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.calls + other.calls, self.usage + other.usage, self.reparsed + other.reparsed)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The program answered and the metric gave a score."""
+
+    score: float
+    feedback: str | None
+    prediction: Any
+    trace: tuple[TraceStep, ...]
+    cost: Cost
+    cause: Literal["scored"] = "scored"
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """The model answered, and no value could be read from it: counts as the metric's failure value, 0."""
+
+    message: str
+    cost: Cost
+    score: float = 0.0
+    feedback: str | None = None
+    prediction: Any = None
+    trace: tuple[TraceStep, ...] = ()
+    cause: Literal["malformed"] = "malformed"
+
+
+Outcome = Scored | Malformed
+"""What the search may see. Refusals and bugs are exceptions: they end the run, and are never a score."""
+
+
+class Refused(WorkError):
+    """The language model's server failed; the evaluation has no outcome and the run can be taken up again."""
+
+    def __init__(self, error: LMError) -> None:
+        super().__init__(str(error))
+        self.error = error
+        # A wrong key or an unknown model is a wrong request, however late it is noticed.
+        if error.cause in ("auth", "unknown_model", "bad_request", "connection"):
+            self.exit_code = 2
+
+
+class ProgramBug(WorkError):
+    """The user's program raised; the compile stops and names the example."""

@@ -1,0 +1,72 @@
+"""SearchSpace: the product of slots that the search moves in."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+Point = tuple[int, ...]
+"""One level for each slot, in the order of the space; the point of zeros is what the user wrote."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One choice: a predictor's instruction, its demonstration set or its format.
+
+    Attributes:
+        name: `<path>.instruction`, `<path>.demos`, `<path>.format`.
+        levels: How many levels there are; level 0 is what the user wrote.
+    """
+
+    name: str
+    levels: int
+
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise ValueError(f"`levels >= 1` must hold for slot {self.name}, but got {self.levels}.")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The points that the search may choose.
+
+    Attributes:
+        slots: The slots.
+        feasible: The allowed points, or None where the whole product is.
+    """
+
+    slots: tuple[Slot, ...]
+    feasible: tuple[Point, ...] | None = None
+
+    def __init__(self, slots: Sequence[Slot], feasible: Sequence[Point] | None = None) -> None:
+        object.__setattr__(self, "slots", tuple(slots))
+        object.__setattr__(self, "feasible", None if feasible is None else tuple(tuple(point) for point in feasible))
+        names = [slot.name for slot in self.slots]
+        if len(set(names)) != len(names):
+            raise ValueError(f"`slot names are unique`, but got {names}.")
+        for point in self.feasible or ():
+            if len(point) != len(names) or any(
+                not 0 <= level < slot.levels for level, slot in zip(point, self.slots, strict=True)
+            ):
+                raise ValueError(f"`a feasible point has one level for each slot`, but got {point}.")
+
+    @property
+    def baseline(self) -> Point:
+        """The point of zeros."""
+        return (0,) * len(self.slots)
+
+    @property
+    def size(self) -> int:
+        """How many points there are."""
+        return len(self.feasible) if self.feasible is not None else math.prod(slot.levels for slot in self.slots)
+
+    def allows(self, point: Point) -> bool:
+        """Say whether the search may choose `point`."""
+        return self.feasible is None or point in set(self.feasible)
+
+    def points(self) -> Iterator[Point]:
+        """Yield every point, in lexicographic order where the whole product is allowed."""
+        if self.feasible is not None:
+            yield from self.feasible
+        else:
+            yield from product(*(range(slot.levels) for slot in self.slots))

@@ -1,0 +1,145 @@
+"""Job and State: the frozen data that the passes of a compile hand on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..programs.candidate import Candidate
+from ..programs.models import Model
+from .budget import Budget
+from .data import Dataset
+from .evaluate import Target
+from .evidence import Evidence
+from .metric import MetricSpec
+from .options import Options
+from .outcome import Outcome
+from .search import SearchResult
+from .space import Point, SearchSpace
+from .splits import Splits
+from .strategy import Accepted, DemoLevel, InstructionLevel, Strategy
+
+
+@dataclass(frozen=True)
+class Job:
+    """A compile's request, resolved; nothing in it changes.
+
+    Attributes:
+        target: The program.
+        code: Its source text, or an empty string.
+        dataset: All rows.
+        select: The user's own select set, or None.
+        test: The user's own test set, or None.
+        metric: What scores a prediction.
+        model: The task model.
+        prompt_model: The model that writes instructions.
+        judge_model: The model in force while the metric runs.
+        teacher: The program that bootstraps, and the model it runs on.
+        strategy: What supplies levels.
+        start: The candidate that the search starts from; the baseline where no earlier artifact is given.
+        budget: What may be spent.
+        seed: Of everything random.
+        options: The rest.
+    """
+
+    target: Target
+    code: str
+    dataset: Dataset
+    select: Dataset | None
+    test: Dataset | None
+    metric: MetricSpec
+    model: Model
+    prompt_model: Model
+    judge_model: Model
+    teacher: tuple[Target, Model]
+    strategy: Strategy
+    start: Candidate
+    budget: Budget
+    seed: int
+    options: Options
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What the first calls showed.
+
+    Attributes:
+        score: The baseline's mean on the sample.
+        n: How many rows that were.
+        calls_per_example: The most requests one example took.
+        malformed: The share of answers without readable values.
+        evaluations: Metric calls that the search may take.
+        notes: Sentences worth reading.
+    """
+
+    score: float
+    n: int
+    calls_per_example: int
+    malformed: float
+    evaluations: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels of every slot, level 0 being what the user wrote.
+
+    Attributes:
+        slots: Slot names in order, each `<path>.<instruction|demos|format>`.
+        values: For each slot its levels: an InstructionLevel, a DemoLevel or a format.
+        baseline: The candidate of the point of zeros.
+    """
+
+    slots: tuple[str, ...]
+    values: Mapping[str, tuple[Any, ...]]
+    baseline: Candidate
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space that the levels span."""
+        from .space import Slot
+
+        return SearchSpace([Slot(name, len(self.values[name])) for name in self.slots])
+
+    def candidate(self, point: Point) -> Candidate:
+        """Return the candidate at a point."""
+        candidate = self.baseline
+        for name, level in zip(self.slots, point, strict=True):
+            path, _, kind = name.rpartition(".")
+            value = self.values[name][level]
+            if level == 0:
+                continue
+            if isinstance(value, InstructionLevel):
+                candidate = candidate.with_params(path, instruction=value.text)
+            elif isinstance(value, DemoLevel):
+                candidate = candidate.with_params(path, demos=value.demos)
+            else:
+                candidate = candidate.with_params(path, **{kind: value})
+        return candidate
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What the sealed test said.
+
+    Attributes:
+        evidence: Winner against baseline.
+        baseline: The baseline's outcomes, in the order of the test set.
+        compiled: The winner's.
+    """
+
+    evidence: Evidence
+    baseline: tuple[Outcome, ...]
+    compiled: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """What the passes have found so far; each pass returns a new one."""
+
+    job: Job
+    splits: Splits
+    preflight: Preflight | None = None
+    accepted: tuple[Accepted, ...] = ()
+    levels: Levels | None = None
+    found: SearchResult | None = None
+    certificate: Certificate | None = None

@@ -1,0 +1,328 @@
+"""Artifact: the file that ships, a closed schema with canonical bytes and a digest over its content."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..signatures.canonical import NotCanonical, canonical_json, digest
+from ..signatures.errors import ArtifactError
+from ..signatures.prompt import Format
+from .candidate import Candidate, PredictorParams
+
+FORMAT = "vitrify/1"
+MOST_BYTES = 64 * 1024 * 1024
+"""Of a file; a larger one isn't read, so that a hostile file can't fill the memory."""
+MOST_DEPTH = 64
+"""Of nested brackets; the parser would otherwise run out of stack."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Closed(BaseModel):
+    """A model that refuses what it doesn't know, and doesn't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants")
+
+
+class InputRecord(Closed):
+    """One input of the program."""
+
+    name: str
+    required: bool
+
+
+class ClassProgram(Closed):
+    """A program whose code stays with its owner: `load` needs `program=`, or leave to import it."""
+
+    kind: Literal["class"] = "class"
+    import_path: str | None
+    """`module:Class`, as it can be imported again."""
+    source_sha256: Sha256 | None
+    """Of the class's source text; a changed source is reported on load."""
+    reason: str
+    """Why the data flow isn't in the file."""
+
+
+class SealedProgram(Closed):
+    """A program whose data flow is in the file: it runs without DSPy and without its source."""
+
+    kind: Literal["sealed"] = "sealed"
+    flow: dict[str, Any]
+    """The data flow of `forward`, see dataflow.py."""
+    import_path: str | None
+    source_sha256: Sha256 | None
+
+
+class PredictorRecord(Closed):
+    """One predictor: what the user wrote, and what the compile chose."""
+
+    path: str
+    aliases: list[str]
+    signature: dict[str, Any] | None
+    """The lowered signature of level 0; null where DSPy itself runs the predictor."""
+    reason: str | None
+    """Why DSPy itself runs it."""
+    instruction: str
+    demos: list[dict[str, Any]]
+    format: Format
+    decoding: dict[str, Any]
+    plan: dict[str, Any] | None
+    """The rendered prompt with holes for the inputs."""
+    second_plan: dict[str, Any] | None
+    """The prompt of the one further request after a reply that can't be parsed."""
+    methods: dict[str, str]
+    """Where the instruction and the demonstrations come from, in words."""
+    rows: list[int]
+    """Rows of the training data that ship as demonstrations."""
+
+
+class ModelRecord(Closed):
+    """The language model that the program was compiled for; never an endpoint, never a key."""
+
+    name: str
+    decoding: dict[str, Any]
+    capabilities: dict[str, bool]
+
+
+class EvidenceRecord(Closed):
+    """What the sealed test says, winner against baseline, on the same rows."""
+
+    improved: bool
+    baseline: float
+    compiled: float
+    difference: float
+    interval: tuple[float, float]
+    level: float
+    p_value: float
+    n: int
+    method: str
+    sealed: bool
+    """Whether the rows were a sealed test; false where the data was too small for one."""
+
+    def __str__(self) -> str:
+        points = f"{100 * self.difference:+.1f} points"
+        low, high = (f"{100 * value:+.1f}" for value in self.interval)
+        kind = "sealed test" if self.sealed else "held-out"
+        return (
+            f"{100 * self.baseline:.1f} % -> {100 * self.compiled:.1f} % on {self.n} {kind} rows: {points} "
+            f"({100 * self.level:g} % interval {low} to {high}, p = {self.p_value:.2g})"
+        )
+
+
+class SelectionRecord(Closed):
+    """What the search did, on the select set alone."""
+
+    shipped: Literal["compiled", "baseline"]
+    reason: str
+    probability: float
+    """That the winner beats the baseline, by the select set."""
+    estimate: float
+    interval: tuple[float, float]
+    trials: int
+    evaluations: int
+    slots: dict[str, int]
+    """How many levels each slot had."""
+
+
+class ProvenanceRecord(Closed):
+    """What the compile was given, by hash, and what it took."""
+
+    versions: dict[str, str]
+    seed: int
+    strategy: str
+    metric: str
+    metric_sha256: Sha256 | None
+    data_sha256: Sha256
+    rows: dict[str, int]
+    """Rows in train, select and test."""
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None
+    malformed: int
+    reparsed: int
+
+
+class Canary(Closed):
+    """An input and the sha256 of the messages that it must render to."""
+
+    path: str
+    inputs: dict[str, Any]
+    sha256: Sha256
+
+
+class Content(Closed):
+    """Everything that the digest covers."""
+
+    format: Literal["vitrify/1"]
+    name: str
+    program: Annotated[Union[ClassProgram, SealedProgram], Field(discriminator="kind")]  # noqa: UP007
+    inputs: list[InputRecord]
+    predictors: list[PredictorRecord]
+    model: ModelRecord
+    evidence: EvidenceRecord
+    selection: SelectionRecord
+    provenance: ProvenanceRecord
+    canaries: list[Canary]
+    notes: list[str]
+    reproducible: bool
+    reproducible_reason: str | None
+
+
+class Artifact(Content):
+    """A frozen program with its evidence; `save` writes it, `vitrify.load` runs it."""
+
+    sha256: Sha256
+
+    @classmethod
+    def seal(cls, content: Content) -> "Artifact":
+        """Return the artifact with this content and the digest over it."""
+        data = content.model_dump(mode="json")
+        return cls.model_validate({**data, "sha256": digest(data)}, strict=False)
+
+    @property
+    def candidate(self) -> Candidate:
+        """The parameters that ship, by path."""
+        return Candidate(
+            {
+                record.path: PredictorParams.from_json(
+                    {
+                        "instruction": record.instruction,
+                        "demos": record.demos,
+                        "format": record.format,
+                        "decoding": record.decoding,
+                    }
+                )
+                for record in self.predictors
+            }
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical bytes (RFC 8785); equal compiles give equal bytes."""
+        return canonical_json(self.model_dump(mode="json")).encode() + b"\n"
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file, by way of a sibling, so that a crash leaves the old file or the new one.
+
+        Raises:
+            ArtifactError: If the path can't be written.
+        """
+        target = Path(path)
+        check_writable(target)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(self.to_bytes())
+                stream.flush()
+                os.fsync(stream.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)
+            Path(name).replace(target)
+        except OSError as error:
+            Path(name).unlink(missing_ok=True)
+            raise ArtifactError(f"{target} can't be written ({error.strerror}); name another path with -o.") from error
+        return target
+
+
+def check_writable(path: Path) -> None:
+    """Raise ArtifactError unless a file can be made at `path`; asked before money is spent."""
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a directory: `the artifact is one file`; name a file in it, like {path}/program.json.")
+    if not path.parent.is_dir():
+        raise ArtifactError(f"{path} can't be written: the directory {path.parent} doesn't exist; make it first.")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise ArtifactError(f"{path} can't be written: permission denied; name another path.")
+
+
+def read_artifact(path: str | Path) -> Artifact:
+    """Return the artifact in a file, checked against its schema and its digest.
+
+    Raises:
+        ArtifactError: If the file isn't there, is too large, is no JSON, has another format, or was edited.
+    """
+    file = Path(path)
+    try:
+        size = file.stat().st_size
+        if size > MOST_BYTES:
+            raise ArtifactError(f"{file} has {size} bytes: `an artifact has at most {MOST_BYTES}`.")
+        data = file.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{file} can't be read ({error.strerror}); name the file that `compile -o` wrote.") from error
+    return parse_artifact(data, str(file))
+
+
+def parse_artifact(data: bytes, name: str) -> Artifact:
+    """Return the artifact in `data`; `name` says in errors which file it was."""
+    value = _read_json(data, name)
+    if not isinstance(value, dict) or "format" not in value:
+        raise ArtifactError(f"{name} is no vitrify artifact: `the first level is an object with a format`.")
+    if value["format"] != FORMAT:
+        raise ArtifactError(
+            f"{name} has the format {str(value['format'])[:40]!r}: `this version reads {FORMAT}`; update vitrify, or compile again."
+        )
+    claimed = value.get("sha256")
+    content = {key: item for key, item in value.items() if key != "sha256"}
+    try:
+        actual = digest(content)
+    except NotCanonical as error:
+        raise ArtifactError(f"{name} holds a value that no artifact holds ({error}); compile again.") from error
+    if claimed != actual:
+        raise ArtifactError(
+            f"{name} was changed after it was written: `sha256` says {str(claimed)[:12]}..., the content has {actual[:12]}...; "
+            "take the original file, or compile again."
+        )
+    try:
+        return Artifact.model_validate(value, strict=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{name}: `{where}` is wrong ({first['msg']}); it was written by another version or by hand.") from error
+
+
+def _read_json(data: bytes, name: str) -> Any:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{name} isn't UTF-8 (byte {error.start}); it is damaged: take the original file.") from error
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        depth = _depth(value)
+    except RecursionError:
+        depth = MOST_DEPTH + 1
+    except ValueError as error:
+        raise ArtifactError(f"{name} is no valid JSON ({error}); it is cut off or damaged: take the original file.") from error
+    if depth > MOST_DEPTH:
+        raise ArtifactError(f"{name} nests too deep: `an artifact nests at most {MOST_DEPTH} levels`.")
+    return value
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(_depth, value), default=0)
+    return 0
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return table
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def inputs_of(artifact: Artifact) -> Mapping[str, bool]:
+    """Return the program's inputs and whether each is required."""
+    return cast(Mapping[str, bool], {item.name: item.required for item in artifact.inputs})

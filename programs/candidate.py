@@ -1,0 +1,142 @@
+"""Candidate: what the search chooses for every predictor, as data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from ..signatures.canonical import JsonValue, digest
+from ..signatures.grammar import Scalar
+from ..signatures.prompt import Format
+from ..signatures.signature import FieldSpec, SignatureSpec
+from ..signatures.values import jsonable, render_value
+
+Demo = Mapping[str, JsonValue]
+"""One demonstration: values by field name, as JSON; a field that is absent wasn't supplied."""
+
+
+def is_text(field: FieldSpec) -> bool:
+    """Say whether a field holds text, `str` exactly: lists in it are rendered as numbered lists."""
+    return field.type == Scalar("str")
+
+
+def ordered(value: JsonValue) -> JsonValue:
+    """Return `value` such that canonical JSON, which sorts keys, keeps the order of its objects.
+
+    Prompts show objects in their own order, so an artifact must not lose it. An object whose keys aren't sorted becomes
+    `{"$object": [[key, value], ...]}`; `in_order` is the inverse.
+    """
+    if isinstance(value, dict):
+        items = [(key, ordered(item)) for key, item in value.items()]
+        keys = [key.encode("utf-16-be", "surrogatepass") for key in value]
+        if keys == sorted(keys) and "$object" not in value:
+            return dict(items)
+        return {"$object": [[key, item] for key, item in items]}
+    return [ordered(item) for item in value] if isinstance(value, list) else value
+
+
+def in_order(value: JsonValue) -> JsonValue:
+    """Return the value that `ordered` was given."""
+    if isinstance(value, dict):
+        pairs = value.get("$object")
+        if len(value) == 1 and isinstance(pairs, list):
+            return {str(pair[0]): in_order(pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2}
+        return {key: in_order(item) for key, item in value.items()}
+    return [in_order(item) for item in value] if isinstance(value, list) else value
+
+
+def demo_of(signature: SignatureSpec, values: Mapping[str, Any]) -> Demo:
+    """Return `values` as a demonstration of `signature`: its fields alone, as JSON that renders to the same text."""
+    kept: dict[str, JsonValue] = {}
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.name not in values:
+            continue
+        value = values[spec.name]
+        as_json = jsonable(value)
+        text_field = is_text(spec)
+        # A tuple in a `str` field renders as JSON, but the list it becomes would render as a numbered list.
+        if render_value(as_json, text_field=text_field) != render_value(value, text_field=text_field):
+            as_json = render_value(value, text_field=text_field)
+        kept[spec.name] = as_json
+    return MappingProxyType(kept)
+
+
+@dataclass(frozen=True)
+class PredictorParams:
+    """What may be chosen for one predictor.
+
+    Attributes:
+        instruction: The task description, in place of the signature's docstring.
+        demos: The demonstrations, in the order of the prompt.
+        format: The reply format, `chat` or `json`.
+        decoding: Sampling parameters sent with every request of this predictor (`temperature`, ...).
+    """
+
+    instruction: str
+    demos: tuple[Demo, ...] = ()
+    format: Format = "chat"
+    decoding: Mapping[str, JsonValue] = field(default_factory=lambda: MappingProxyType({}))
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the parameters as JSON."""
+        return {
+            "instruction": self.instruction,
+            "demos": [{name: ordered(item) for name, item in demo.items()} for demo in self.demos],
+            "format": self.format,
+            "decoding": dict(self.decoding),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "PredictorParams":
+        """Return the parameters that `to_json` wrote."""
+        return cls(
+            instruction=value["instruction"],
+            demos=tuple(MappingProxyType({k: in_order(v) for k, v in demo.items()}) for demo in value["demos"]),
+            format=value["format"],
+            decoding=MappingProxyType(dict(value["decoding"])),
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice of parameters for the predictors of a program, by path; its id is a hash of its content."""
+
+    params: Mapping[str, PredictorParams]
+
+    def __getitem__(self, path: str) -> PredictorParams:
+        """Return the parameters of the predictor at `path`."""
+        return self.params[path]
+
+    @cached_property
+    def id(self) -> str:
+        """The sha256 of the candidate's canonical JSON."""
+        return digest(self.to_json())
+
+    def with_params(self, path: str, **changes: Any) -> "Candidate":
+        """Return a candidate that differs at `path` in the named parameters."""
+        return Candidate({**self.params, path: replace(self.params[path], **changes)})
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the candidate as JSON, by path."""
+        return {path: params.to_json() for path, params in sorted(self.params.items())}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Candidate":
+        """Return the candidate that `to_json` wrote."""
+        return cls({path: PredictorParams.from_json(params) for path, params in value.items()})
+
+    def differences(self, other: "Candidate") -> Sequence[str]:
+        """Return the paths and parameter names in which `other` differs, readable, one a line."""
+        lines = []
+        for path in sorted(set(self.params) | set(other.params)):
+            mine, theirs = self.params.get(path), other.params.get(path)
+            if mine is None or theirs is None:
+                lines.append(f"{path}: {'added' if mine is None else 'removed'}")
+                continue
+            lines += [
+                f"{path}.{name}"
+                for name in ("instruction", "demos", "format", "decoding")
+                if getattr(mine, name) != getattr(theirs, name)
+            ]
+        return lines

@@ -1,0 +1,179 @@
+"""Demonstrations from the program's own accepted traces, and from labels where they say everything.
+
+The idea is BootstrapFewShot's (Khattab et al., DSPy, ICLR 2024): run the program on training rows, keep the traces that
+the metric accepts, and show every predictor what it did there, intermediate fields included.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from ..compiler.data import Example
+from ..compiler.outcome import Scored
+from ..compiler.rng import generator
+from ..compiler.strategy import Accepted, DemoLevel, Needs, Provenance, View
+from ..programs.candidate import Candidate, Demo, demo_of, is_text
+from ..programs.program import PredictorSpec
+from ..signatures.canonical import NotCanonical, canonical_json
+from ..signatures.signature import SignatureSpec
+
+Owned = tuple[Demo, int]
+"""A demonstration and the row it comes from."""
+
+
+def bootstrap(view: View) -> tuple[Accepted, ...]:
+    """Return the training traces that the metric accepts.
+
+    Two rounds: the program as it stands; then, on the rows that failed, the program with labelled demonstrations of
+    other rows, for every predictor whose fields the labels supply in full.
+    """
+    outcomes = view.runner.run(view.start, view.train, traced=True, teacher=True)
+    threshold = _threshold(view.needs, [o.score for o in outcomes])
+    accepted = _accept(view, view.train, outcomes, threshold)
+    kept = {item.example.id for item in accepted}
+    failed = [example for example in view.train if example.id not in kept]
+    # Each half of the failures is answered with demonstrations from the other half: never of the very row.
+    for asked, shown in ((failed[::2], failed[1::2]), (failed[1::2], failed[::2])):
+        teacher = _with_labels(view, shown)
+        if asked and teacher.id != view.start.id:
+            outcomes = view.runner.run(teacher, asked, traced=True, teacher=True)
+            accepted += _accept(view, asked, outcomes, threshold)
+    order = {example.id: index for index, example in enumerate(view.train)}
+    return tuple(sorted(accepted, key=lambda item: order[item.example.id]))
+
+
+def _threshold(needs: Needs, scores: Sequence[float]) -> float:
+    """Return the lowest score that is accepted; graded metrics that rarely reach 1 take their best third."""
+    if needs.accept is not None:
+        return needs.accept
+    if sum(score >= 1.0 for score in scores) >= 4:
+        return 1.0
+    positive = sorted((score for score in scores if score > 0), reverse=True)
+    if not positive or positive[0] >= 1.0:
+        return 1.0
+    return positive[min(len(positive) - 1, max(3, len(scores) // 3))]
+
+
+def _accept(
+    view: View, examples: Sequence[Example], outcomes: Sequence[Any], threshold: float
+) -> list[Accepted]:
+    accepted = []
+    for example, outcome in zip(examples, outcomes, strict=True):
+        if not isinstance(outcome, Scored) or outcome.score < threshold:
+            continue
+        demos: dict[str, tuple[Demo, ...]] = {}
+        for path, inputs, outputs in outcome.trace:
+            spec = next((p for p in view.spec.predictors if p.path == path), None)
+            if spec is None or spec.signature is None:
+                continue
+            demo = _as_demo(spec.signature, {**inputs, **outputs})
+            if demo is not None:
+                demos[path] = (*demos.get(path, ()), demo)
+        accepted.append(Accepted(example, demos, outcome.score))
+    return accepted
+
+
+def _as_demo(signature: SignatureSpec, values: Mapping[str, Any]) -> Demo | None:
+    """Return a demonstration, or None where a value isn't JSON or an output is missing."""
+    demo = demo_of(signature, values)
+    if not any(field.name in demo for field in signature.inputs):
+        return None
+    if any(demo.get(field.name) is None for field in signature.outputs):
+        return None
+    try:
+        canonical_json(dict(demo))
+    except NotCanonical:
+        return None
+    return demo
+
+
+def labelled(spec: PredictorSpec, examples: Sequence[Example]) -> list[Owned]:
+    """Return the rows whose columns supply every field of a predictor, as its demonstrations."""
+    if spec.signature is None:
+        return []
+    names = {field.name for field in (*spec.signature.inputs, *spec.signature.outputs)}
+    found = []
+    for example in examples:
+        values = {**example.inputs, **example.labels}
+        if all(values.get(name) is not None for name in names):
+            demo = _as_demo(spec.signature, values)
+            if demo is not None:
+                found.append((demo, example.row))
+    return found
+
+
+def _with_labels(view: View, examples: Sequence[Example]) -> Candidate:
+    """Return the start with labelled demonstrations for every predictor that the labels can teach."""
+    candidate = view.start
+    rng = generator(view.seed, "bootstrap.labels")
+    for spec in view.spec.predictors:
+        pool = labelled(spec, examples) if spec.tunable else []
+        if pool:
+            chosen = [pool[i] for i in sorted(rng.permutation(len(pool))[: view.needs.max_demos])]
+            candidate = candidate.with_params(spec.path, demos=tuple(demo for demo, _ in chosen))
+    return candidate
+
+
+def demonstration_sets(view: View) -> dict[str, tuple[DemoLevel, ...]]:
+    """Return demonstration sets for every tunable predictor, of rising size and different make-up."""
+    return {spec.path: _sets(view, spec) for spec in view.spec.predictors if spec.tunable}
+
+
+def _sets(view: View, spec: PredictorSpec) -> tuple[DemoLevel, ...]:
+    traced: list[Owned] = [(demo, item.example.row) for item in view.accepted for demo in item.demos.get(spec.path, ())]
+    from_labels = labelled(spec, view.train)
+    pools = [("bootstrap", traced), ("labelled", from_labels)]
+    pools = [(method, pool) for method, pool in pools if pool]
+    levels: list[DemoLevel] = []
+    seen: set[str] = set()
+    for index in range(4 * view.needs.demo_sets):
+        if len(levels) == view.needs.demo_sets or not pools:
+            break
+        method, pool = pools[index % len(pools)]
+        size = _size(index // len(pools), view.needs.max_demos, _classes(spec, pool))
+        rng = generator(view.seed, f"demos.{spec.path}.{index}")
+        chosen = _covering(spec, pool, min(size, len(pool)), rng)
+        key = canonical_json([dict(demo) for demo, _ in chosen])
+        if key not in seen:
+            seen.add(key)
+            note = f"{len(chosen)} of {len(pool)} " + ("accepted traces" if method == "bootstrap" else "labelled rows")
+            levels.append(DemoLevel(*_split(chosen), Provenance(method, note)))
+    return tuple(levels)
+
+
+def _split(chosen: Sequence[Owned]) -> tuple[tuple[Demo, ...], tuple[int, ...]]:
+    return tuple(demo for demo, _ in chosen), tuple(row for _, row in chosen)
+
+
+def _size(index: int, most: int, classes: int) -> int:
+    """Return the sizes in turn: the largest, a quarter, half, and one for each class where there are many."""
+    sizes = [most, max(1, most // 4), max(1, most // 2)]
+    if most < classes <= 6 * most:
+        sizes.insert(0, classes)
+    return sizes[index % len(sizes)]
+
+
+def _kind(spec: PredictorSpec, demo: Demo) -> str:
+    """Return what a demonstration is an example of: its first output that isn't free text, or nothing."""
+    assert spec.signature is not None
+    for field in spec.signature.outputs:
+        if not is_text(field):
+            return canonical_json(demo.get(field.name))
+    return ""
+
+
+def _classes(spec: PredictorSpec, pool: Sequence[Owned]) -> int:
+    return len({_kind(spec, demo) for demo, _ in pool})
+
+
+def _covering(spec: PredictorSpec, pool: Sequence[Owned], size: int, rng: np.random.Generator) -> list[Owned]:
+    """Return `size` demonstrations in random order that take the kinds of answer in turn."""
+    groups: dict[str, list[Owned]] = {}
+    for index in rng.permutation(len(pool)):
+        groups.setdefault(_kind(spec, pool[int(index)][0]), []).append(pool[int(index)])
+    keys = sorted(groups)
+    turns = zip_longest(*(groups[keys[int(i)]] for i in rng.permutation(len(keys))))
+    chosen = [item for turn in turns for item in turn if item is not None][:size]
+    return [chosen[int(i)] for i in rng.permutation(len(chosen))]

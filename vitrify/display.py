@@ -1,0 +1,215 @@
+"""What the command line shows: progress, results, artifacts; rich on a terminal, plain lines elsewhere."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from .programs.artifact import Artifact
+from .signatures.values import jsonable
+
+if TYPE_CHECKING:
+    from .compiler.progress import Snapshot
+    from .evaluation import Evaluation
+
+PASSES = ("split", "preflight", "bootstrap", "propose", "search", "certify", "emit")
+
+
+class _Quiet:
+    """Shows nothing but notes."""
+
+    def update(self, snapshot: "Snapshot") -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Print a sentence on stderr."""
+        typer.echo(f"note: {text}", err=True)
+
+
+class _Lines:
+    """Prints a line when a pass begins, and every few seconds within it."""
+
+    def __init__(self, every: float = 5.0) -> None:
+        self._every = every
+        self._stage = ""
+        self._last = 0.0
+
+    def update(self, snapshot: "Snapshot") -> None:
+        """Print where the compile is, if there is news."""
+        now = time.monotonic()
+        if snapshot.stage != self._stage or now - self._last >= self._every:
+            self._stage, self._last = snapshot.stage, now
+            typer.echo(_described(snapshot), err=True)
+
+    def note(self, text: str) -> None:
+        """Print a sentence."""
+        typer.echo(f"note: {text}", err=True)
+
+
+class _Screen:
+    """Redraws one line on a terminal."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._last = 0.0
+        self._stage = ""
+
+    def update(self, snapshot: "Snapshot") -> None:
+        """Redraw, ten times a second at most."""
+        now = time.monotonic()
+        if snapshot.stage == self._stage and now - self._last < 0.1:
+            return
+        self._stage, self._last = snapshot.stage, now
+        self._live.update(Text(_described(snapshot)))
+
+    def note(self, text: str) -> None:
+        """Print a sentence above the line."""
+        self._live.console.print(f"note: {escape(text)}", style="yellow")
+
+
+def _described(snapshot: "Snapshot") -> str:
+    number = PASSES.index(snapshot.stage) + 1 if snapshot.stage in PASSES else 0
+    parts = [f"[{number}/{len(PASSES)}] {snapshot.stage:<9}"]
+    if snapshot.planned:
+        parts.append(f"{snapshot.done}/{snapshot.planned} evaluations")
+    if snapshot.trials:
+        parts.append(f"{snapshot.trials} trials")
+    if snapshot.best is not None:
+        parts.append(f"best {100 * snapshot.best:.1f} %")
+    replayed = f" (+{snapshot.replayed} from the run directory)" if snapshot.replayed else ""
+    parts.append(f"{snapshot.calls} calls{replayed}, {_short(snapshot.tokens)} tokens")
+    left = snapshot.seconds_left
+    if left is not None and left >= 1:
+        parts.append(f"about {left:.0f} s left in this pass")
+    return ", ".join([parts[0] + " " + parts[1], *parts[2:]])
+
+
+def _short(count: int) -> str:
+    if count < 10_000:
+        return str(count)
+    return f"{count / 1000:.0f}k" if count < 1_000_000 else f"{count / 1_000_000:.1f}M"
+
+
+@contextmanager
+def make_progress(*, quiet: bool) -> Iterator[Any]:
+    """Give what shows a compile's progress on stderr."""
+    console = Console(stderr=True)
+    if quiet:
+        yield _Quiet()
+    elif not console.is_terminal:
+        yield _Lines()
+    else:
+        with Live(console=console, transient=True, refresh_per_second=8) as live:
+            yield _Screen(live)
+
+
+def print_result(artifact: Artifact, path: Path, seconds: float, *, as_json: bool) -> None:
+    """Print what a compile gained."""
+    evidence, selection, provenance = artifact.evidence, artifact.selection, artifact.provenance
+    if as_json:
+        record = {
+            "artifact": str(path),
+            "sha256": artifact.sha256,
+            "shipped": selection.shipped,
+            "reason": selection.reason,
+            "evidence": evidence.model_dump(mode="json"),
+            "calls": provenance.calls,
+            "tokens": provenance.prompt_tokens + provenance.completion_tokens,
+            "seconds": round(seconds, 1),
+        }
+        typer.echo(json.dumps(record))
+        return
+    kind = "sealed test" if evidence.sealed else "held-out rows; too few for a sealed claim"
+    typer.echo(f"\n{artifact.name} on {artifact.model.name}, {provenance.metric}, {evidence.n} rows ({kind}):")
+    typer.echo(f"  baseline  {100 * evidence.baseline:5.1f} %")
+    if selection.shipped == "compiled":
+        low, high = (f"{100 * value:+.1f}" for value in evidence.interval)
+        typer.echo(
+            f"  compiled  {100 * evidence.compiled:5.1f} %   {100 * evidence.difference:+.1f} points "
+            f"({100 * evidence.level:g} % interval {low} to {high}, p = {evidence.p_value:.2g})"
+        )
+    else:
+        typer.echo(f"  The baseline ships: {selection.reason}.")
+    for record in artifact.predictors:
+        for what, how in sorted(record.methods.items()):
+            typer.echo(f"  {record.path}: {what} from {how}")
+    money = "" if not provenance.dollars else f", ${provenance.dollars:.4f}"
+    tokens = _short(provenance.prompt_tokens + provenance.completion_tokens)
+    typer.echo(
+        f"  {selection.trials} candidates tried in {selection.evaluations} evaluations; "
+        f"{provenance.calls} calls, {tokens} tokens{money}, {seconds:.1f} s"
+    )
+    typer.echo(f"wrote {path} ({artifact.program.kind}, {path.stat().st_size / 1024:.0f} KiB)")
+
+
+def print_prediction(prediction: Any, *, as_json: bool) -> None:
+    """Print a prediction, a field a line."""
+    values = {name: jsonable(value) for name, value in prediction.items()}
+    if as_json:
+        typer.echo(json.dumps(values, ensure_ascii=False))
+        return
+    for name, value in values.items():
+        typer.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+
+
+def print_evaluation(result: "Evaluation", artifact: Path, csv: Path | None, *, as_json: bool) -> None:
+    """Print a program's score."""
+    if as_json:
+        typer.echo(json.dumps(result.to_json()))
+        return
+    typer.echo(
+        f"{result.artifact.name} ({artifact}): {result.metric} = {100 * result.score:.2f} % on {len(result.rows)} rows, "
+        f"{result.failures} failures, {result.seconds:.1f} s"
+    )
+    if csv is not None:
+        typer.echo(f"wrote {csv}")
+
+
+def print_artifact(artifact: Artifact) -> None:
+    """Print a page about an artifact."""
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    evidence, selection, provenance = artifact.evidence, artifact.selection, artifact.provenance
+    how = "sealed: runs without DSPy" if artifact.program.kind == "sealed" else f"needs its class: {artifact.program.reason}"
+    console.print(f"[bold]{escape(artifact.name)}[/bold]  {escape(artifact.format)}  {artifact.sha256[:16]}")
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("program", how),
+        ("inputs", ", ".join(item.name + ("" if item.required else " (optional)") for item in artifact.inputs)),
+        ("model", artifact.model.name),
+        ("evidence", str(evidence) + ("" if evidence.improved else "; no gain is claimed")),
+        ("shipped", f"{selection.shipped}: {selection.reason}"),
+        ("search", f"{selection.trials} candidates, {selection.evaluations} evaluations, strategy {provenance.strategy}"),
+        ("data", ", ".join(f"{count} {name}" for name, count in provenance.rows.items()) + f" rows ({provenance.data_sha256[:12]})"),
+        ("cost", f"{provenance.calls} calls, {provenance.prompt_tokens} + {provenance.completion_tokens} tokens"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in provenance.versions.items())),
+        ("reproducible", "yes" if artifact.reproducible else f"no: {artifact.reproducible_reason}"),
+    ):
+        facts.add_row(name, escape(value))
+    console.print(facts)
+    for record in artifact.predictors:
+        console.print(f"\n[bold]{escape(record.path)}[/bold]" + (f"  (run by DSPy: {escape(record.reason)})" if record.reason else ""))
+        for field in (record.signature or {}).get("fields", []):
+            kind = field["type"] if isinstance(field["type"], str) else json.dumps(field["type"], ensure_ascii=False)
+            console.print(f"  {field['role']:<6} {escape(field['name'])}: {escape(kind[:100])}")
+        console.print(f"  instruction{_from(record.methods.get('instruction'))}:")
+        for line in record.instruction.splitlines():
+            console.print(f"    {escape(line)}")
+        console.print(f"  {len(record.demos)} demonstrations{_from(record.methods.get('demos'))}, format {record.format}")
+        for demo in record.demos:
+            console.print("    " + escape(json.dumps(demo, ensure_ascii=False)[:160]))
+    for note in artifact.notes:
+        console.print(f"\nnote: {escape(note)}")
+
+
+def _from(method: str | None) -> str:
+    return "" if method is None else f" ({escape(method)})"

@@ -1,0 +1,175 @@
+"""evaluate(): a loaded program's score on data, row by row."""
+
+import csv
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .compiler.data import Example, describe_source, load_rows, to_dataset
+from .compiler.metric import MetricSpec, call_metric, required_labels, resolve_metric
+from .programs.artifact import Artifact, inputs_of
+from .programs.lm import LMError, Usage
+from .programs.runtime import Unreadable
+from .signatures.errors import ArtifactError, DataError, VitrifyError, nearest
+from .signatures.values import jsonable
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row's result: `failure` says why there is no prediction, and its score is then 0."""
+
+    example: Example
+    prediction: dict[str, Any]
+    score: float
+    feedback: str | None
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A program's result on data."""
+
+    artifact: Artifact
+    metric: str
+    rows: tuple[Row, ...]
+    seconds: float
+    usage: Usage = field(default_factory=Usage)
+    calls: int = 0
+
+    @property
+    def score(self) -> float:
+        """The mean score."""
+        return sum(row.score for row in self.rows) / len(self.rows)
+
+    @property
+    def failures(self) -> int:
+        """Rows without a prediction."""
+        return sum(row.failure is not None for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as JSON."""
+        return {
+            "program": self.artifact.name,
+            "metric": self.metric,
+            "score": self.score,
+            "n": len(self.rows),
+            "failures": self.failures,
+            "calls": self.calls,
+            "prompt_tokens": self.usage.prompt_tokens,
+            "completion_tokens": self.usage.completion_tokens,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def evaluate(loaded: Any, data: Any, metric: Any, *, concurrency: int = 16) -> Evaluation:
+    """Return the score of a loaded program on every row of `data`.
+
+    Raises:
+        DataError: If a column is missing.
+        LMError: If the language model can't be reached; that never becomes a score.
+    """
+    artifact: Artifact = loaded.artifact
+    scored = resolve_metric(metric)
+    known = inputs_of(artifact)
+    dataset = to_dataset(
+        load_rows(data),
+        input_names=[name for name, required in known.items() if required],
+        optional_inputs=[name for name, required in known.items() if not required],
+        source=describe_source(data),
+    )
+    for name in required_labels(scored):
+        if name not in dataset.label_names and name not in dataset.input_names:
+            raise DataError(
+                f"The data breaks `the metric's label is a column`: there is no column `{name}`; "
+                f"{nearest(name, list(dataset.label_names + dataset.input_names))}"
+            )
+    began = time.monotonic()
+    tally = _Tally()
+    with ThreadPoolExecutor(concurrency) as pool:
+        futures = [pool.submit(_row, loaded, scored, example, tally) for example in dataset]
+        try:
+            rows = tuple(future.result() for future in futures)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return Evaluation(artifact, scored.name, rows, time.monotonic() - began, tally.usage, tally.calls)
+
+
+class _Tally:
+    """Adds up what the predictions took."""
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+        self.calls = 0
+
+    def add(self, prediction: Any) -> None:
+        used = next(iter((prediction.get_lm_usage() or {}).values()), {})
+        self.usage += Usage(int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0))
+        self.calls += int(getattr(prediction, "calls", 0) or 0)
+
+
+def _row(loaded: Any, metric: MetricSpec, example: Example, tally: _Tally) -> Row:
+    try:
+        prediction = loaded(**example.inputs)
+    except Unreadable as error:
+        return Row(example, {}, 0.0, None, str(error))
+    except (LMError, ArtifactError):
+        raise
+    except Exception as error:
+        if not _is_parse_error(error):
+            raise
+        return Row(example, {}, 0.0, None, str(error).strip().partition("\n")[0])
+    tally.add(prediction)
+    score = call_metric(metric, example, prediction, None)
+    return Row(example, dict(prediction.items()), score.value, score.feedback, None)
+
+
+def _is_parse_error(error: Exception) -> bool:
+    return not isinstance(error, VitrifyError) and type(error).__name__ == "AdapterParseError"
+
+
+def write_table(result: Evaluation, path: Path) -> None:
+    """Write one line a row: its inputs, the prediction, what was expected, the score and the failure."""
+    names = list(dict.fromkeys(name for row in result.rows for name in row.example.inputs))
+    outputs = list(dict.fromkeys(name for row in result.rows for name in row.prediction))
+    labels = list(dict.fromkeys(name for row in result.rows for name in row.example.labels))
+    header = [
+        "row",
+        *names,
+        *(f"predicted.{name}" for name in outputs),
+        *(f"expected.{name}" for name in labels),
+        "score",
+        "feedback",
+        "failure",
+    ]
+    try:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(header)
+            for row in result.rows:
+                writer.writerow(
+                    [
+                        row.example.row,
+                        *_cells(row.example.inputs, names),
+                        *_cells(row.prediction, outputs),
+                        *_cells(row.example.labels, labels),
+                        row.score,
+                        row.feedback or "",
+                        row.failure or "",
+                    ]
+                )
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be written ({error.strerror}); name another path with --csv.") from error
+
+
+def _cells(values: Any, names: Sequence[str]) -> list[str]:
+    return [_cell(values[name]) if name in values else "" for name in names]
+
+
+def _cell(value: Any) -> str:
+    as_json = jsonable(value)
+    return as_json if isinstance(as_json, str) else json.dumps(as_json, ensure_ascii=False)
