@@ -118,6 +118,7 @@ def to_dataset(
         optional_inputs: Inputs that a row may lack.
         label_names: Columns that every row must have, the only labels then; None takes every other column.
         types: Annotations by column; a string (all that CSV has) becomes an int, float, bool, list ... by pydantic.
+            An input that doesn't fit is an error, a label stays the string it is.
         source: What the rows were read from, in a few words.
 
     Raises:
@@ -190,7 +191,10 @@ def _example(
                 f"Row {number} breaks `every row has the column {name}`: it has "
                 f"{', '.join(f'`{key}`' for key in row) or 'nothing'}; add it, or remove the row."
             )
-    values = {name: _coerce(value, adapters.get(name), number, name) for name, value in row.items()}
+    values = {
+        name: _coerce(value, adapters.get(name), number, name, strict=name in inputs_here)
+        for name, value in row.items()
+    }
     inputs = {name: values[name] for name in inputs_here if name in values}
     if inputs_here and all(value is None for value in inputs.values()):
         raise DataError(f"Row {number} breaks `a row has an input`: every one is null; fill it, or remove the row.")
@@ -223,7 +227,7 @@ def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any] | None:
         return None
 
 
-def _coerce(value: Any, adapter: pydantic.TypeAdapter[Any] | None, number: int, name: str) -> Any:
+def _coerce(value: Any, adapter: pydantic.TypeAdapter[Any] | None, number: int, name: str, *, strict: bool) -> Any:
     if adapter is None or not isinstance(value, str):
         return value
     try:
@@ -233,6 +237,8 @@ def _coerce(value: Any, adapter: pydantic.TypeAdapter[Any] | None, number: int, 
             # A cell of a table holds lists, objects and null as JSON; an empty one is no value.
             found = adapter.validate_json(value if value.strip() else "null")
         except pydantic.ValidationError:
+            if not strict:  # a label may be written otherwise than the output ("12,000"): the metric decides
+                return value
             reason = error.errors()[0]["msg"]
             raise DataError(
                 f"Row {number}, column `{name}`, breaks `the value fits the input's type`: found {value!r:.80}; "

@@ -15,10 +15,13 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import optuna
-from scipy import stats
 
 from .rng import generator, integer
 from .space import Point, SearchSpace
+from .surrogate import Surrogate
+
+MOST_POINTS = 20_000
+"""Of a space whose points the surrogate ranks one by one."""
 
 SamplerName = Literal["tpe", "random", "gp"]
 
@@ -176,18 +179,20 @@ def search(
         return _nothing(home, scores, study, "there is nothing to choose from")
     rung = chosen.rung or _rung(budget, oracle.examples, space.size)
     reason = _screen(space, scores, study, home, rung, chosen)
-    finalists = _race(scores, home, rung, chosen)
-    posterior = Posterior.fit(scores, home)
-    best = max((p for p in finalists if p != home), key=lambda p: posterior.mean(p), default=home)
-    mean, sd = posterior.of(best)
-    probability = float(stats.norm.sf(0.0, loc=mean, scale=sd)) if best != home else 0.0
-    shipped = best if probability >= chosen.guard and mean > chosen.min_gain else home
+    finalists = _race(space, scores, home, rung, chosen)
+    surrogate = _fit(scores, home)
+    if not finalists:
+        return _nothing(home, scores, study, reason)
+    beliefs = dict(zip(finalists, surrogate.beliefs(finalists), strict=True))
+    best = max(finalists, key=lambda p: (beliefs[p].mean, len(scores.known[p])))
+    belief = beliefs[best]
+    shipped = best if belief.probability >= chosen.guard and belief.mean > chosen.min_gain else home
     return SearchResult(
         best=best,
         shipped=shipped,
-        estimate=mean,
-        interval=(mean - 1.959964 * sd, mean + 1.959964 * sd),
-        probability=probability,
+        estimate=belief.mean,
+        interval=belief.interval,
+        probability=belief.probability,
         spent=scores.spent,
         trials=_trials(scores, home),
         study=study,
@@ -253,34 +258,46 @@ def _screen(
     return "every point was scored" if len(scores.known) >= space.size else "the sampler repeats itself"
 
 
-def _race(scores: _Scores, home: Point, rung: int, options: SearchOptions) -> list[Point]:
-    """Double the examples and halve the field, by posterior mean; the last fifth is winner against baseline."""
+def _race(
+    space: SearchSpace, scores: _Scores, home: Point, rung: int, options: SearchOptions
+) -> list[Point]:
+    """Double the examples and halve the field, by posterior mean; the last fifth is winner against baseline.
+
+    The surrogate may enter a point that screening never drew. Returns the points that were scored as far as any.
+    """
     total = len(scores.order)
     # The baseline meets everybody, so it must be known wherever they are.
     if not scores.known.get(home) and scores.affordable({home: rung}):
         scores.extend({home: rung})
-    field_ = [p for p in scores.known if p != home]
-    n = rung
+    n, keep = rung, options.finalists
     reserve = int(0.2 * scores.budget)
-    keep = options.finalists
-    while field_:
-        posterior = Posterior.fit(scores, home)
-        field_ = sorted(field_, key=lambda p: (-posterior.mean(p), p))[:keep]
+    racing: list[Point] = []
+    while True:
+        surrogate = _fit(scores, home)
+        racing = _favourites(space, surrogate, home, keep) if not racing else _leaders(racing, surrogate, keep)
         n = min(total, 2 * n)
-        wanted = {home: n, **dict.fromkeys(field_, n)}
-        if options.stop() is not None or len(field_) == 1 or not _fits(scores, wanted, reserve):
+        wanted = {home: n, **dict.fromkeys(racing, n)}
+        if not racing or options.stop() is not None or not _fits(scores, wanted, reserve):
             break
         scores.extend(wanted)
-        options.watch(len(scores.known), max(scores.mean(p) for p in scores.known))
-        if n == total and keep == 1:
+        options.watch(len(scores.known), max(scores.mean(p) for p in scores.known if scores.known[p]))
+        if keep == 1:
             break
-        keep = max(1, math.ceil(len(field_) / 2))
-    if field_ and options.stop() is None:
-        last = {home: total, field_[0]: total}
+        keep = max(1, math.ceil(len(racing) / 2))
+    racing = [p for p in racing if scores.known.get(p)] or [p for p in scores.known if p != home and scores.known[p]]
+    racing = _leaders(racing, _fit(scores, home), options.finalists)
+    if racing and options.stop() is None:
+        last = {home: total, racing[0]: total}
         while not scores.affordable(last) and min(last.values()) > 1:
             last = {point: max(1, int(0.8 * count)) for point, count in last.items()}
-        scores.extend(last)
-    return field_
+        if scores.affordable(last):
+            scores.extend(last)
+    return racing
+
+
+def _leaders(points: Sequence[Point], surrogate: Surrogate, count: int) -> list[Point]:
+    means = {p: b.mean for p, b in zip(points, surrogate.beliefs(points), strict=True)}
+    return sorted(points, key=lambda p: (-means[p], p))[:count]
 
 
 def _fits(scores: _Scores, wanted: Mapping[Point, int], reserve: int) -> bool:
@@ -288,57 +305,31 @@ def _fits(scores: _Scores, wanted: Mapping[Point, int], reserve: int) -> bool:
     return scores.spent + cost <= scores.budget - reserve
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """Beliefs about each point's difference to the baseline: normal, shrunk towards the mean of all points.
-
-    The variance between points is estimated and may be zero (DerSimonian and Laird, 1986): where nothing separates the
-    points, every estimate falls back to their common mean.
-    """
-
-    beliefs: Mapping[Point, tuple[float, float]]
-
-    @classmethod
-    def fit(cls, scores: _Scores, home: Point) -> "Posterior":
-        """Fit to the paired differences of every point that met the baseline."""
-        rows = [(p, scores.paired(p, home)) for p in scores.known if p != home]
-        rows = [(p, d) for p, d in rows if len(d) > 0]
-        if not rows:
-            return cls({})
-        pooled = _pooled_variance([d for _, d in rows])
-        means = np.array([float(d.mean()) for _, d in rows])
-        noise = np.array([pooled / len(d) for _, d in rows])
-        weights = 1 / noise
-        common = float(np.sum(weights * means) / np.sum(weights))
-        q = float(np.sum(weights * (means - common) ** 2))
-        scale = float(np.sum(weights) - np.sum(weights**2) / np.sum(weights))
-        tau2 = max(0.0, (q - (len(rows) - 1)) / scale) if scale > 0 else 0.0
-        # The common mean is itself pulled to no difference: most changes to a prompt change little.
-        spread = tau2 + 1e-12
-        share = spread / (spread + noise)
-        centre = common * len(rows) / (len(rows) + 1)
-        # Every difference holds the same baseline's noise, so averaging points can't bring this below half of theirs.
-        doubt = max(1 / float(np.sum(weights)), 0.5 * float(np.min(noise)))
-        beliefs = {
-            p: (float(centre + s * (m - centre)), math.sqrt(float(s * v + (1 - s) ** 2 * doubt)))
-            for (p, _), m, v, s in zip(rows, means, noise, share, strict=True)
-        }
-        return cls(beliefs)
-
-    def of(self, point: Point) -> tuple[float, float]:
-        """Return mean and standard deviation of the difference; (0, tiny) for the baseline itself."""
-        return self.beliefs.get(point, (0.0, 1e-6))
-
-    def mean(self, point: Point) -> float:
-        """Return the mean of the difference."""
-        return self.of(point)[0]
+def _fit(scores: _Scores, home: Point) -> Surrogate:
+    met = {p: scores.paired(p, home) for p in scores.known if p != home and scores.known[p]}
+    return Surrogate.fit({p: d for p, d in met.items() if len(d)}, home)
 
 
-def _pooled_variance(rows: Sequence[np.ndarray[Any, np.dtype[np.float64]]]) -> float:
-    squares = sum(float(((d - d.mean()) ** 2).sum()) for d in rows)
-    freedom = sum(len(d) - 1 for d in rows)
-    # One discordant example in the pool keeps the variance above zero.
-    return (squares + 0.25) / (freedom + 1)
+def _favourites(space: SearchSpace, surrogate: Surrogate, home: Point, count: int) -> list[Point]:
+    """Return the points of which most is expected, scored or not; all of a small space, one-slot changes of a large."""
+    if space.size <= MOST_POINTS:
+        pool = [point for point in space.points() if point != home]
+    else:
+        seen = {p: b.mean for p, b in zip(surrogate.points, surrogate.beliefs(surrogate.points), strict=True)}
+        best = sorted(seen, key=lambda p: (-seen[p], p))[:count]
+        pool = sorted({*best, *(q for p in best for q in _neighbours(space, p))} - {home})
+    means = {p: b.mean for p, b in zip(pool, surrogate.beliefs(pool), strict=True)} if pool else {}
+    return sorted(means, key=lambda p: (-means[p], p))[:count]
+
+
+def _neighbours(space: SearchSpace, point: Point) -> list[Point]:
+    changed = [
+        (*point[:index], level, *point[index + 1 :])
+        for index, slot in enumerate(space.slots)
+        for level in range(slot.levels)
+        if level != point[index]
+    ]
+    return [other for other in changed if space.allows(other)]
 
 
 def _trials(scores: _Scores, home: Point) -> tuple[Trial, ...]:

@@ -112,6 +112,10 @@ def split(
     dropped += sum(example.id not in {item.id for rows in own.values() for item in rows} for example in pool) - len(
         free
     )
+    if open_sets and not free:
+        raise DataError(
+            f"The data breaks `some row isn't in a set of your own`: all {len(pool)} are, or nearly; give other rows."
+        )
     column = _stratum(free, stratify)
     if open_sets:
         sets.update(_fill(free, open_sets, unions, place, column, seed))
@@ -199,7 +203,6 @@ def _sizes(count: int, open_sets: Sequence[str]) -> dict[str, int]:
     train = 0
     if "train" in open_sets:
         train = min(max(round(TRAIN_SHARE * count), TRAIN_LEAST), TRAIN_MOST, count // 3)
-        train = max(train, 1)
     if "test" not in open_sets:
         return {"select": count - train, "train": train}
     if "select" not in open_sets:

@@ -6,10 +6,10 @@ grammar refuses, with file and line: a program that can't be sealed still ships,
 
 import ast
 import inspect
+import linecache
 import sys
-import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,33 +117,37 @@ def _plain_forward(module: Any) -> types.FunctionType:
 
 
 def _tree(function: types.FunctionType) -> ast.FunctionDef:
-    """Return the syntax tree of a function, checked to be the one that runs."""
+    """Return the syntax tree of a function, checked to be the one that runs.
+
+    The whole file is compiled, since Python 3.11 compiles calls on a name differently where the file imports it.
+    """
     try:
-        lines, first = inspect.getsourcelines(function)
-        parsed = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, TypeError, SyntaxError) as error:
+        file = inspect.getsourcefile(function) or ""
+        lines = linecache.getlines(file, function.__globals__)
+        parsed = ast.parse("".join(lines))
+        whole = compile(parsed, file, "exec", dont_inherit=True)
+    except (OSError, TypeError, ValueError, SyntaxError) as error:
         raise Refusal(f"the source of {function.__qualname__} can't be read") from error
-    tree = parsed.body[0]
-    if not isinstance(tree, ast.FunctionDef):
-        raise Refusal(f"{function.__qualname__} is no plain function")
-    if tree.decorator_list:
-        raise Refusal(f"{function.__qualname__} is decorated")
-    ast.increment_lineno(parsed, first - 1)
-    code = compile(parsed, "<forward>", "exec", dont_inherit=True, flags=_future_flags(function))
     live = function.__code__
-    again = next((item for item in code.co_consts if isinstance(item, types.CodeType)), None)
-    if again is None or _shape(again) != _shape(live):
+    found = [code for code in _codes(whole) if code.co_qualname == live.co_qualname]
+    again = [code for code in found if code.co_firstlineno == live.co_firstlineno]
+    if not again or _shape(again[0]) != _shape(live):
         raise Refusal(f"the source of {function.__qualname__} isn't what runs: it was changed after it was loaded")
-    return tree
+    first = live.co_firstlineno
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.FunctionDef) and node.name == function.__name__:
+            if node.lineno == first:
+                return node
+            if node.decorator_list and node.decorator_list[0].lineno == first:
+                raise Refusal(f"{function.__qualname__} is decorated")
+    raise Refusal(f"{function.__qualname__} is no plain function")
 
 
-def _future_flags(function: types.FunctionType) -> int:
-    import __future__
-
-    mask = 0
-    for name in __future__.all_feature_names:
-        mask |= getattr(__future__, name).compiler_flag
-    return function.__code__.co_flags & mask
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    for item in code.co_consts:
+        if isinstance(item, types.CodeType):
+            yield item
+            yield from _codes(item)
 
 
 def _shape(code: types.CodeType) -> tuple[Any, ...]:

@@ -215,5 +215,7 @@ def _address(name: str, base: str) -> tuple[str, str]:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not host:
         raise ModelError(f"{name}: `api_base` must be an http(s) address such as http://localhost:8000/v1")
+    if parts.query or parts.fragment:
+        raise ModelError(f"{name}: `api_base` must end with its path, but has a `?` or `#`; the path is appended to it")
     shown = f"[{host}]" if ":" in host else host
     return host, f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}"

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 import pydantic
-from hypothesis import HealthCheck, settings
+import pydantic_core
+from hypothesis import HealthCheck, reject, settings
 from hypothesis import strategies as st
 from pydantic import ConfigDict, Field
 
@@ -279,7 +280,10 @@ def signatures(draw: st.DrawFn, types: st.SearchStrategy[Any] = annotations) -> 
         fields[name] = (annotation, make(**arguments))
     instruction = draw(st.one_of(st.none(), texts, st.lists(texts, max_size=4).map("\n  ".join)))
     order = draw(st.permutations(list(fields)))
-    return dspy.make_signature({name: fields[name] for name in order}, instruction, "Drawn")
+    try:
+        return dspy.make_signature({name: fields[name] for name in order}, instruction, "Drawn")
+    except (TypeError, ValueError, pydantic_core.SchemaError):
+        reject()  # a constraint that pydantic refuses for this type
 
 
 def defaults(annotation: Any) -> st.SearchStrategy[dict[str, Any]]:
@@ -333,8 +337,10 @@ def replies(draw: st.DrawFn, signature: Any) -> tuple[str, str]:
     if draw(st.integers(0, 9)) == 0:
         return kind, draw(st.one_of(st.sampled_from(HOSTILE), texts, st.text(max_size=40)))
     given: list[tuple[str, Any]] = []
+    faulty = draw(st.integers(0, 2)) == 0
     for name, field in signature.output_fields.items():
-        given.append((name, draw(st.one_of(values(field.annotation), values(field.annotation), json_values, texts))))
+        value = values(field.annotation)
+        given.append((name, draw(st.one_of(value, json_values, texts) if faulty else value)))
     damage = draw(st.sampled_from(["none"] * 6 + ["reorder", "drop", "double", "truncate", "fence", "prose", "input", "quote"]))
     if damage == "reorder":
         given = draw(st.permutations(given))

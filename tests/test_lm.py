@@ -452,7 +452,7 @@ def test_the_environment_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
         assert lm.complete(ask()).text == "hello"
 
 
-@pytest.mark.parametrize("base", ["localhost:8000", "ftp://h/v1", "http://", "http://h:port/v1"])
+@pytest.mark.parametrize("base", ["localhost:8000", "ftp://h/v1", "http://", "http://h:port/v1", "http://h/v1?key=x"])
 def test_what_is_no_address_is_refused(base: str) -> None:
     with pytest.raises(ModelError, match="api_base"):
         OpenAICompatible("openai/m", api_base=base)

@@ -86,7 +86,7 @@ def _described(snapshot: "Snapshot") -> str:
         parts.append(f"{snapshot.trials} trials")
     if snapshot.best is not None:
         parts.append(f"best {100 * snapshot.best:.1f} %")
-    replayed = f" (+{snapshot.replayed} from the run directory)" if snapshot.replayed else ""
+    replayed = f" (+{snapshot.replayed} known already)" if snapshot.replayed else ""
     parts.append(f"{snapshot.calls} calls{replayed}, {_short(snapshot.tokens)} tokens")
     left = snapshot.seconds_left
     if left is not None and left >= 1:

@@ -1,0 +1,118 @@
+"""Surrogate: beliefs about every point's difference to the baseline, from paired scores.
+
+The difference of a point is the sum of its levels' effects and a residual of its own, both normal with a mean of zero,
+so that nothing is believed to help until the scores say so:
+
+    f(p) = sum over slots s of a_s[p_s] + g_p,   a ~ N(0, tau^2),  g ~ N(0, omega^2)
+
+The mean paired difference y_p on the first n_p examples has noise from the point and from the baseline. Points share the
+baseline's part: cov(y_p, y_q) = (v / 2) (1 / max(n_p, n_q) + [p = q] / n_p), v being the pooled variance of paired
+differences. The variances aren't fitted but averaged over a grid that reaches nearly zero, weighted by the marginal
+likelihood (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 5.2).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import linalg, stats
+
+from .space import Point
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+GRID = (0.0015, 0.005, 0.015, 0.04, 0.08, 0.15, 0.3)
+"""Standard deviations, in units of the scores' own spread where that isn't 1."""
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What is believed of one point's difference to the baseline."""
+
+    mean: float
+    sd: float
+
+    @property
+    def probability(self) -> float:
+        """The probability that the difference is above zero."""
+        return float(stats.norm.cdf(self.mean / self.sd)) if self.sd > 0 else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The central 95 % interval."""
+        return self.mean - 1.959964 * self.sd, self.mean + 1.959964 * self.sd
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The posterior over points; `beliefs` also answers for points that were never scored."""
+
+    home: Point
+    points: tuple[Point, ...]
+    components: tuple[tuple[float, float, float, Floats, Floats], ...]
+    """(weight, tau^2, omega^2, inverse covariance times y, Cholesky factor) for each grid cell."""
+
+    @classmethod
+    def fit(cls, differences: Mapping[Point, Floats], home: Point) -> "Surrogate":
+        """Fit to the paired differences of every point that met the baseline on a common prefix of examples."""
+        rows = [(point, values) for point, values in differences.items() if point != home and len(values)]
+        if not rows:
+            return cls(home, (), ())
+        points = tuple(point for point, _ in rows)
+        y = np.array([values.mean() for _, values in rows])
+        n = np.array([len(values) for _, values in rows], dtype=np.float64)
+        variance, spread = pooled_variance([values for _, values in rows])
+        noise = variance / 2 * (1 / np.maximum.outer(n, n) + np.diag(1 / n))
+        shared = _shared(points, points, home)
+        same = np.eye(len(points))
+        cells = []
+        for tau in GRID:
+            for omega in GRID[: GRID.index(tau) + 1] if len(home) > 1 else GRID[:1]:
+                prior = (tau * spread) ** 2 * shared + (omega * spread) ** 2 * same
+                factor = np.linalg.cholesky(prior + noise)
+                weighted = linalg.cho_solve((factor, True), y)
+                evidence = -0.5 * float(y @ weighted) - float(np.log(np.diag(factor)).sum())
+                cells.append((evidence, (tau * spread) ** 2, (omega * spread) ** 2, weighted, factor))
+        top = max(cell[0] for cell in cells)
+        weights = np.exp(np.array([cell[0] for cell in cells]) - top)
+        weights /= weights.sum()
+        kept = [(float(w), *cell[1:]) for w, cell in zip(weights, cells, strict=True) if w > 1e-4]
+        return cls(home, points, tuple(kept))
+
+    def beliefs(self, asked: Sequence[Point]) -> list[Belief]:
+        """Return what is believed of each point."""
+        if not self.points:
+            return [Belief(0.0, 1.0) for _ in asked]
+        cross = _shared(asked, self.points, self.home)
+        own = np.array([[p == q for q in self.points] for p in asked], dtype=np.float64)
+        size = np.array([sum(a != b for a, b in zip(p, self.home, strict=True)) for p in asked], dtype=np.float64)
+        away = np.array([p != self.home for p in asked], dtype=np.float64)
+        total = sum(cell[0] for cell in self.components)
+        mean, second = np.zeros(len(asked)), np.zeros(len(asked))
+        for weight, tau2, omega2, weighted, factor in self.components:
+            k = tau2 * cross + omega2 * own
+            m = k @ weighted
+            half = linalg.solve_triangular(factor, k.T, lower=True)
+            var = np.maximum(tau2 * size + omega2 * away - (half**2).sum(axis=0), 1e-12)
+            mean += weight / total * m
+            second += weight / total * (var + m**2)
+        sd = np.sqrt(np.maximum(second - mean**2, 1e-12))
+        return [Belief(float(a), float(b)) for a, b in zip(mean, sd, strict=True)]
+
+
+def _shared(left: Sequence[Point], right: Sequence[Point], home: Point) -> Floats:
+    """Return for each pair how many slots have the same level, other than the baseline's."""
+    a, b, zero = np.array(left), np.array(right), np.array(home)
+    return ((a[:, None, :] == b[None, :, :]) & (a[:, None, :] != zero)).sum(axis=2).astype(np.float64)
+
+
+def pooled_variance(rows: Sequence[Floats]) -> tuple[float, float]:
+    """Return the pooled variance of paired differences, never zero, and the scale of the scores.
+
+    A quarter of one discordant example is added: where no example told two points apart, more might.
+    """
+    scale = max([1e-9, *(float(np.abs(values).max()) for values in rows)])
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in rows)
+    freedom = sum(len(values) - 1 for values in rows)
+    return (squares + 0.25 * scale**2) / (freedom + 1), scale
