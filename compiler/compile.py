@@ -1,6 +1,7 @@
 """compile(): a program, data and a metric in; the frozen program with its evidence out."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .evaluate import Evaluator, Target
 from .ledger import Ledger
 from .metric import required_labels, resolve_metric
 from .options import Options
-from .passes import bootstrap, certify, preflight, propose, search, source_of
+from .passes import MOST_SELECT, MOST_TEST, bootstrap, certify, preflight, propose, search, source_of
 from .prices import price_of
 from .run import Run
 from .splits import split
@@ -75,8 +76,11 @@ def compile(
 def split_pass(job: Job, run: Run) -> State:
     """Divide the rows into train, select and sealed test, by content."""
     run.begin("split")
-    splits = split(
-        job.dataset, seed=job.seed, group=job.options.group, select=job.select, test=job.test
+    splits = split(job.dataset, seed=job.seed, group=job.options.group, select=job.select, test=job.test)
+    splits = replace(
+        splits,
+        select=splits.select if job.select is not None else splits.select[:MOST_SELECT],
+        test=splits.test if job.test is not None else splits.test[:MOST_TEST],
     )
     if job.dataset.duplicates:
         run.note(f"{job.dataset.duplicates} rows stand in the data more than once and count once.")
@@ -115,8 +119,7 @@ def prepare(
         for name, value in (("temperature", options.temperature), ("max_tokens", options.max_tokens))
         if value is not None
     }
-    address = {"api_base": options.api_base, "api_key": options.api_key}
-    model = resolve_lm(lm, decoding=decoding, **address)
+    model = resolve_lm(lm, api_base=options.api_base, api_key=options.api_key, decoding=decoding)
     ambient = dspy.settings.lm
     return Job(
         target=target,
@@ -126,7 +129,7 @@ def prepare(
         test=None if options.test is None else _dataset(options.test, program, spec),
         metric=scored,
         model=model,
-        prompt_model=model if options.prompt_lm is None else resolve_lm(options.prompt_lm, **address),
+        prompt_model=model if options.prompt_lm is None else resolve_lm(options.prompt_lm, api_base=options.api_base),
         judge_model=model if ambient is None else resolve_lm(ambient),
         teacher=_teacher(options, target, model),
         strategy=strategy,

@@ -61,9 +61,7 @@ def _program(spec: ProgramSpec, program: Any) -> ClassProgram | SealedProgram:
 
     flow = seal_program(program, spec)
     if isinstance(flow, Flow):
-        return SealedProgram(
-            flow=flow.to_json(), import_path=spec.import_path, source_sha256=spec.source_sha256
-        )
+        return SealedProgram(flow=flow.to_json(), import_path=spec.import_path, source_sha256=spec.source_sha256)
     assert isinstance(flow, Unsealed)
     return ClassProgram(import_path=spec.import_path, source_sha256=spec.source_sha256, reason=flow.reason)
 
@@ -91,9 +89,7 @@ def _predictor(spec: PredictorSpec, shipped: Candidate, state: State, program: A
     )
 
 
-def plans_of(
-    spec: PredictorSpec, candidate: Candidate, program: Any
-) -> tuple[PromptPlan | None, PromptPlan | None]:
+def plans_of(spec: PredictorSpec, candidate: Candidate, program: Any) -> tuple[PromptPlan | None, PromptPlan | None]:
     """Return a predictor's plan under a candidate, and that of its second request; None where only DSPy renders it."""
     from ..programs.program import walk
 
@@ -106,7 +102,9 @@ def plans_of(
     types = annotations(predictor.signature)
     try:
         main = PromptPlan.build(signature, format=params.format, demos=plain, types=types)
-        second = PromptPlan.build(signature, format="json", demos=plain, types=types) if params.format == "chat" else None
+        second = (
+            PromptPlan.build(signature, format="json", demos=plain, types=types) if params.format == "chat" else None
+        )
     except NeedsAdapter:
         return None, None
     return main, second
@@ -216,9 +214,11 @@ def _canaries(state: State, shipped: Candidate) -> list[Canary]:
         if spec.signature is None or spec.reason is not None:
             continue
         plan, _ = plans_of(spec, shipped, job.target.program)
+        if plan is None:
+            continue
         names = [field.name for field in spec.signature.inputs]
         seen = [demo for item in state.accepted for demo in item.demos.get(spec.path, ())]
-        for demo in seen[:CANARIES] if plan is not None else ():
+        for demo in seen[:CANARIES]:
             inputs = {name: demo[name] for name in names if name in demo}
             try:
                 sha256 = digest(_plain(plan.render(inputs)))
@@ -242,4 +242,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "unknown"
-

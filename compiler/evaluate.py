@@ -205,7 +205,7 @@ class Evaluator:
         except (AdapterParseError, ContextWindowExceededError) as error:
             self._raise_refusal(scope)
             return None, str(error).strip().partition("\n")[0][:300] or type(error).__name__
-        except Exception as error:  # noqa: BLE001 - the boundary to the user's program
+        except Exception as error:
             self._raise_refusal(scope)
             name = target.spec.name if target is not None else type(bound).__name__
             where = f"row {row}" if row is not None else "a call"

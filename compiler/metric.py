@@ -56,7 +56,7 @@ class Metric(Protocol):
         ...
 
 
-class MetricBug(WorkError):  # noqa: N818 - the name of an outcome
+class MetricBug(WorkError):
     """The user's metric raised; the compile stops and names the example.
 
     Attributes:

@@ -252,7 +252,8 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     try:
         rows = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"`{path.name}` breaks `the file is Parquet`: {_one_line(error)}.") from None
+        reason = _one_line(error).replace(f"'{path}'", "").replace(str(path), path.name)
+        raise DataError(f"`{path.name}` breaks `the file is Parquet`: {reason}.") from None
     return [_row(item, number) for number, item in enumerate(rows, start=1)]
 
 

@@ -217,9 +217,7 @@ def _study(sampler: SamplerName, seed: int) -> Any:
     return optuna.create_study(direction="maximize", sampler=kinds[sampler]())
 
 
-def _screen(
-    space: SearchSpace, scores: _Scores, study: Any, home: Point, rung: int, options: SearchOptions
-) -> str:
+def _screen(space: SearchSpace, scores: _Scores, study: Any, home: Point, rung: int, options: SearchOptions) -> str:
     """Score points on the first rung until half of the budget is spent; return why it ended."""
     distributions = {
         slot.name: optuna.distributions.CategoricalDistribution(list(range(slot.levels))) for slot in space.slots
@@ -258,9 +256,7 @@ def _screen(
     return "every point was scored" if len(scores.known) >= space.size else "the sampler repeats itself"
 
 
-def _race(
-    space: SearchSpace, scores: _Scores, home: Point, rung: int, options: SearchOptions
-) -> list[Point]:
+def _race(space: SearchSpace, scores: _Scores, home: Point, rung: int, options: SearchOptions) -> list[Point]:
     """Double the examples and halve the field, by posterior mean; the last fifth is winner against baseline.
 
     The surrogate may enter a point that screening never drew. Returns the points that were scored as far as any.
@@ -337,7 +333,9 @@ def _trials(scores: _Scores, home: Point) -> tuple[Trial, ...]:
     for point, values in scores.known.items():
         if values:
             difference = scores.paired(point, home)
-            rows.append(Trial(point, len(values), scores.mean(point), float(difference.mean()) if len(difference) else 0.0))
+            rows.append(
+                Trial(point, len(values), scores.mean(point), float(difference.mean()) if len(difference) else 0.0)
+            )
     return tuple(rows)
 
 

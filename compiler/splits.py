@@ -116,7 +116,7 @@ def split(
         raise DataError(
             f"The data breaks `some row isn't in a set of your own`: all {len(pool)} are, or nearly; give other rows."
         )
-    column = _stratum(free, stratify)
+    column = _stratum(free, stratify, group)
     if open_sets:
         sets.update(_fill(free, open_sets, unions, place, column, seed))
     ordered = {
@@ -233,13 +233,22 @@ def _fill(
     counts = [sum(len(cluster) for cluster in strata[name]) for name in names]
     seats = _seats(counts, _sizes(len(free), open_sets), _tie(seed, names))
     found: dict[str, list[Example]] = {name: [] for name in open_sets}
-    for place_, name in enumerate(names):
-        left = {set_name: seats[set_name][place_] for set_name in open_sets}
-        # Large clusters first, while there are seats for them; a cluster of one always finds its seat.
-        for cluster in sorted(strata[name], key=lambda rows: (-len(rows), order_key(seed, "split", rows[0].id))):
+    carry = dict.fromkeys(open_sets, 0)
+    for index, name in enumerate(names):
+        left = {set_name: seats[set_name][index] + carry[set_name] for set_name in open_sets}
+        queue = sorted(strata[name], key=lambda rows: order_key(seed, "split", rows[0].id))
+        # Large clusters first, each where most seats are left; what they take too much is carried to the next stratum.
+        for cluster in sorted((rows for rows in queue if len(rows) > 1), key=len, reverse=True):
             chosen = max(open_sets, key=lambda set_name: left[set_name])
             found[chosen] += cluster
             left[chosen] -= len(cluster)
+        # The rest set by set along their random order, so that a row more only moves those at the borders.
+        alone = [rows[0] for rows in queue if len(rows) == 1]
+        for set_name in open_sets:
+            taken, alone = alone[: max(left[set_name], 0)], alone[max(left[set_name], 0) :]
+            found[set_name] += taken
+            left[set_name] -= len(taken)
+        carry = left
     return found
 
 
@@ -272,7 +281,7 @@ def _seats(counts: Sequence[int], sizes: Mapping[str, int], tie: Callable[[str, 
     return found
 
 
-def _stratum(examples: Sequence[Example], stratify: str | None) -> str | None:
+def _stratum(examples: Sequence[Example], stratify: str | None, group: str | None) -> str | None:
     """Return the column to stratify by: the one asked for, or the only label with few values."""
     if stratify == "":
         return None
@@ -283,7 +292,7 @@ def _stratum(examples: Sequence[Example], stratify: str | None) -> str | None:
     few = []
     for name in dict.fromkeys(name for example in examples for name in example.labels):
         values = [example.labels.get(name) for example in examples]
-        if any(value is None or not isinstance(value, (str, int)) for value in values):
+        if name == group or any(value is None or not isinstance(value, (str, int)) for value in values):
             continue
         distinct = len(set(values))
         if 2 <= distinct <= min(max(2, _STRATA_SHARE * len(examples)), _STRATA_MOST):

@@ -5,8 +5,8 @@ so that nothing is believed to help until the scores say so:
 
     f(p) = sum over slots s of a_s[p_s] + g_p,   a ~ N(0, tau^2),  g ~ N(0, omega^2)
 
-The mean paired difference y_p on the first n_p examples has noise from the point and from the baseline. Points share the
-baseline's part: cov(y_p, y_q) = (v / 2) (1 / max(n_p, n_q) + [p = q] / n_p), v being the pooled variance of paired
+The mean paired difference y_p on the first n_p examples has noise from the point and from the baseline. Points share
+the baseline's part: cov(y_p, y_q) = (v / 2) (1 / max(n_p, n_q) + [p = q] / n_p), v being the pooled variance of paired
 differences. The variances aren't fitted but averaged over a grid that reaches nearly zero, weighted by the marginal
 likelihood (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 5.2).
 """
@@ -77,7 +77,9 @@ class Surrogate:
         top = max(cell[0] for cell in cells)
         weights = np.exp(np.array([cell[0] for cell in cells]) - top)
         weights /= weights.sum()
-        kept = [(float(w), *cell[1:]) for w, cell in zip(weights, cells, strict=True) if w > 1e-4]
+        kept = [
+            (float(w), cell[1], cell[2], cell[3], cell[4]) for w, cell in zip(weights, cells, strict=True) if w > 1e-4
+        ]
         return cls(home, points, tuple(kept))
 
     def beliefs(self, asked: Sequence[Point]) -> list[Belief]:
@@ -104,7 +106,8 @@ class Surrogate:
 def _shared(left: Sequence[Point], right: Sequence[Point], home: Point) -> Floats:
     """Return for each pair how many slots have the same level, other than the baseline's."""
     a, b, zero = np.array(left), np.array(right), np.array(home)
-    return ((a[:, None, :] == b[None, :, :]) & (a[:, None, :] != zero)).sum(axis=2).astype(np.float64)
+    shared: Floats = ((a[:, None, :] == b[None, :, :]) & (a[:, None, :] != zero)).sum(axis=2).astype(np.float64)
+    return shared
 
 
 def pooled_variance(rows: Sequence[Floats]) -> tuple[float, float]:

@@ -233,7 +233,9 @@ class Artifact(Content):
 def check_writable(path: Path) -> None:
     """Raise ArtifactError unless a file can be made at `path`; asked before money is spent."""
     if path.is_dir():
-        raise ArtifactError(f"{path} is a directory: `the artifact is one file`; name a file in it, like {path}/program.json.")
+        raise ArtifactError(
+            f"{path} is a directory: `the artifact is one file`; name a file in it, like {path}/program.json."
+        )
     if not path.parent.is_dir():
         raise ArtifactError(f"{path} can't be written: the directory {path.parent} doesn't exist; make it first.")
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
@@ -253,7 +255,9 @@ def read_artifact(path: str | Path) -> Artifact:
             raise ArtifactError(f"{file} has {size} bytes: `an artifact has at most {MOST_BYTES}`.")
         data = file.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{file} can't be read ({error.strerror}); name the file that `compile -o` wrote.") from error
+        raise ArtifactError(
+            f"{file} can't be read ({error.strerror}); name the file that `compile -o` wrote."
+        ) from error
     return parse_artifact(data, str(file))
 
 
@@ -282,21 +286,27 @@ def parse_artifact(data: bytes, name: str) -> Artifact:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{name}: `{where}` is wrong ({first['msg']}); it was written by another version or by hand.") from error
+        raise ArtifactError(
+            f"{name}: `{where}` is wrong ({first['msg']}); it was written by another version or by hand."
+        ) from error
 
 
 def _read_json(data: bytes, name: str) -> Any:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise ArtifactError(f"{name} isn't UTF-8 (byte {error.start}); it is damaged: take the original file.") from error
+        raise ArtifactError(
+            f"{name} isn't UTF-8 (byte {error.start}); it is damaged: take the original file."
+        ) from error
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         depth = _depth(value)
     except RecursionError:
         depth = MOST_DEPTH + 1
     except ValueError as error:
-        raise ArtifactError(f"{name} is no valid JSON ({error}); it is cut off or damaged: take the original file.") from error
+        raise ArtifactError(
+            f"{name} is no valid JSON ({error}); it is cut off or damaged: take the original file."
+        ) from error
     if depth > MOST_DEPTH:
         raise ArtifactError(f"{name} nests too deep: `an artifact nests at most {MOST_DEPTH} levels`.")
     return value

@@ -4,7 +4,7 @@ Like planned.py, this module imports dspy at its top and is itself imported only
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -19,13 +19,15 @@ from dspy.utils.exceptions import (
     LMAuthError,
     LMBillingError,
     LMConfigurationError,
-    LMError as DSPyLMError,
     LMInvalidRequestError,
     LMRateLimitError,
     LMTimeoutError,
     LMTransportError,
     LMUnsupportedModelError,
     is_retryable_lm_error,
+)
+from dspy.utils.exceptions import (
+    LMError as DSPyLMError,
 )
 from dspy.utils.usage_tracker import track_usage
 
@@ -37,7 +39,7 @@ from .program import DECODING
 _replicate: ContextVar[int | None] = ContextVar("vitrify_replicate", default=None)
 """The rollout_id of the call in progress: part of a request's identity that DSPy's engine interface drops."""
 
-LM15_ERRORS: Mapping[Cause, type[Exception]] = {
+LM15_ERRORS: Mapping[Cause, Callable[..., Exception]] = {
     "rate_limited": lm15.RateLimitError,
     "server": lm15.ServerError,
     "timeout": lm15.TimeoutError,
@@ -221,9 +223,9 @@ def from_reply(reply: Reply, model: str) -> Any:
 def to_lm15(error: LMError, model: str) -> Exception:
     """Return the error of DSPy's engine interface that says what ours says."""
     kind = LM15_ERRORS[error.cause]
-    if kind is lm15.TransportError:
-        return kind(str(error))
-    return cast(Any, kind)(str(error), status=error.status, retry_after=error.retry_after)
+    # A transport error knows no HTTP status.
+    details = {} if kind is lm15.TransportError else {"status": error.status, "retry_after": error.retry_after}
+    return kind(str(error), **details)
 
 
 class DspyLM:
@@ -278,7 +280,7 @@ class DspyLM:
     def _reply(self, outputs: list[Any], used: Mapping[str, Any]) -> Reply:
         first = plain(outputs[0])
         output = first if isinstance(first, dict) else {"text": first}
-        tokens = next(iter(used.values()), {})
+        tokens: Mapping[str, Any] = next(iter(used.values()), {})
         details = tokens.get("prompt_tokens_details") or {}
         usage = Usage(
             int(tokens.get("prompt_tokens") or 0),

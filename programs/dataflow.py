@@ -58,9 +58,7 @@ class _Sealer:
     """Seals one program; predictors are known by the identity of their objects."""
 
     def __init__(self, program: Any, spec: ProgramSpec) -> None:
-        self.specs: dict[int, PredictorSpec] = {
-            id(item.predictor): spec.predictor(item.path) for item in walk(program)
-        }
+        self.specs: dict[int, PredictorSpec] = {id(item.predictor): spec.predictor(item.path) for item in walk(program)}
 
     def module(self, module: Any, path: str) -> tuple[Flow, Kind]:
         """Return the flow of a module's forward and what it returns."""
@@ -280,9 +278,17 @@ class _Body:
 
     def _item(self, node: ast.Subscript) -> tuple[Expr, Kind]:
         index = node.slice
-        if isinstance(index, ast.UnaryOp) and isinstance(index.op, ast.USub) and isinstance(index.operand, ast.Constant):
+        if (
+            isinstance(index, ast.UnaryOp)
+            and isinstance(index.op, ast.USub)
+            and isinstance(index.operand, ast.Constant)
+        ):
             index = ast.Constant(-index.operand.value if isinstance(index.operand.value, int) else None)
-        if not isinstance(index, ast.Constant) or isinstance(index.value, bool) or not isinstance(index.value, int | str):
+        if (
+            not isinstance(index, ast.Constant)
+            or isinstance(index.value, bool)
+            or not isinstance(index.value, int | str)
+        ):
             raise self.refuse(node, f"the index in {_said(node)} is no constant")
         owner, kind = self.expression(node.value)
         if isinstance(kind, Mapping):

@@ -196,7 +196,7 @@ class Planned:
             raise AdapterParseError(
                 adapter_name=ADAPTER_NAMES[used], signature=signature, lm_response=text, message=str(error)
             ) from error
-        fields = apply_output_field_defaults(signature, fields)
+        fields = dict(apply_output_field_defaults(signature, fields))
         if extra.get("logprobs"):
             fields["logprobs"] = extra["logprobs"]
         return fields
@@ -251,7 +251,7 @@ def plan_predictor(
     )
     cls = type(original)
     kind = PlannedPredict if cls is dspy.Predict else type(f"Planned{cls.__name__}", (Planned, cls), {})
-    bound = object.__new__(kind)
+    bound: Any = object.__new__(kind)
     bound.__dict__.update(vars(original))
     bound.__dict__.update(
         signature=signature,

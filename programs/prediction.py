@@ -12,7 +12,9 @@ class Prediction:
     DSPy's metrics and `dspy.Evaluate` use it as they use a `dspy.Prediction`.
     """
 
-    def __init__(self, values: Mapping[str, Any], *, usage: Usage | None = None, calls: int = 0, model: str = "") -> None:
+    def __init__(
+        self, values: Mapping[str, Any], *, usage: Usage | None = None, calls: int = 0, model: str = ""
+    ) -> None:
         self._values = dict(values)
         self._usage = usage or Usage()
         self._calls = calls

@@ -189,11 +189,11 @@ def adapter_level(adapter: Any) -> tuple[Format, str | None]:
 
 def _lower_predictor(located: Located, level: Format, adapter_reason: str | None) -> PredictorSpec:
     predictor = located.predictor
-    spec = lower(predictor.signature)
+    lowered = lower(predictor.signature)
     reason = adapter_reason or overridden(predictor)
-    if isinstance(spec, Unsupported):
-        reason = reason or spec.reason
-        spec = None
+    spec = None if isinstance(lowered, Unsupported) else lowered
+    if isinstance(lowered, Unsupported):
+        reason = reason or lowered.reason
     if predictor.fields:
         reason = reason or "it carries decision criteria"
     demos: tuple[Mapping[str, JsonValue], ...] = ()
@@ -233,7 +233,7 @@ def _inputs(program: "dspy.Module") -> tuple[InputSpec, ...]:
     import dspy
 
     forward = type(program).forward if hasattr(type(program), "forward") else type(program).aforward
-    parameters = [p for p in inspect.signature(forward).parameters.values()][1:]
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if named:
         return tuple(InputSpec(p.name, p.default is p.empty) for p in named)

@@ -25,13 +25,20 @@ class Unreadable(WorkError):
 class FrozenPredictor:
     """One predictor out of an artifact: its plan, its parser, its decoding."""
 
-    def __init__(self, record: PredictorRecord, model: Model, capabilities: Capabilities, types: Mapping[str, Any]) -> None:
+    def __init__(
+        self, record: PredictorRecord, model: Model, capabilities: Capabilities, types: Mapping[str, Any]
+    ) -> None:
         assert record.signature is not None and record.plan is not None
         self.path = record.path
         self.signature = SignatureSpec.from_json(record.signature)
         self.plan = PromptPlan.from_json(record.plan)
         self.second = None if record.second_plan is None else PromptPlan.from_json(record.second_plan)
-        own = {f.name: types[key] for f in self.signature.outputs for key in (f"{record.path}.{f.name}", f.name) if key in types}
+        own = {
+            f.name: types[key]
+            for f in self.signature.outputs
+            for key in (f"{record.path}.{f.name}", f.name)
+            if key in types
+        }
         self.parser = ReplyParser(self.signature, own or None)
         self.config = {**model.decoding, **record.decoding}
         self.capabilities = capabilities
@@ -117,7 +124,9 @@ class SealedRun:
     def _predictor(self, path: str) -> FrozenPredictor:
         found = self.predictors.get(path)
         if found is None:
-            raise ArtifactError(f"the flow calls {path!r}, and `every predictor of the flow has a plan`; compile again.")
+            raise ArtifactError(
+                f"the flow calls {path!r}, and `every predictor of the flow has a plan`; compile again."
+            )
         return found
 
     def _predict(self, predictor: FrozenPredictor, inputs: Mapping[str, Any], tally: "_Tally") -> dict[str, Any]:
@@ -140,7 +149,9 @@ class SealedRun:
         except ParseError as error:
             if predictor.second is None:
                 raise _unreadable(predictor, error) from error
-        reply = tally.add(await self.model.lm.acomplete(predictor.request(predictor.second, inputs, self.model.lm.name)))
+        reply = tally.add(
+            await self.model.lm.acomplete(predictor.request(predictor.second, inputs, self.model.lm.name))
+        )
         try:
             return predictor.read(reply, predictor.second)
         except ParseError as error:
@@ -289,7 +300,9 @@ def _imported(artifact: Artifact, record: ClassProgram, allowed: tuple[str, ...]
         for part in qualname.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise ProgramError(f"{name}: {record.import_path} can't be imported ({error}); pass program= instead.") from error
+        raise ProgramError(
+            f"{name}: {record.import_path} can't be imported ({error}); pass program= instead."
+        ) from error
     return found()
 
 
@@ -319,6 +332,6 @@ def _check_inputs(artifact: Artifact, inputs: Mapping[str, Any]) -> None:
         raise RequestError(f"the input {missing[0]!r} is missing: {artifact.name} takes {', '.join(known)}.")
     unknown = [name for name in inputs if name not in known]
     if unknown and known:
-        raise RequestError(f"the input {unknown[0]!r} is none of the program's: {artifact.name} takes {', '.join(known)}.")
-
-
+        raise RequestError(
+            f"the input {unknown[0]!r} is none of the program's: {artifact.name} takes {', '.join(known)}."
+        )

@@ -228,7 +228,11 @@ def _meta(item: Any) -> Meta:
         return Meta("strict", _options({"strict": item.strict}, None, repr(item)))
     if isinstance(item, pydantic.AllowInfNan):
         return Meta("allow_inf_nan", _options({"allow_inf_nan": item.allow_inf_nan}, None, repr(item)))
+    if item is None:
+        return Meta("none", ())
     bounds = {name: getattr(item, name) for name in _BOUNDS if getattr(item, name, None) is not None}
+    if kind.__module__ == "annotated_types" and kind.__name__ == "Interval":
+        return Meta("interval", _options(bounds, None, repr(item)))
     if kind.__module__ == "annotated_types" and bounds:
         return Meta("raw", _options(bounds, None, repr(item)))
     if kind.__name__ == "_PydanticGeneralMetadata" and kind.__module__.startswith("pydantic."):
@@ -243,7 +247,7 @@ def _field_meta(info: FieldInfo) -> Meta:
     given = {name: value for name, value in given.items() if value is not None}
     for item in info.metadata:
         inner = _meta(item)
-        if inner.form in ("field", "string"):
+        if inner.form != "raw":
             raise Refused(f"`{info!r:.80}` holds a constraint of another form")
         given.update({name: getattr(item, name) for name, _ in inner.options})
     return Meta("field", _options(given, None, repr(info)))

@@ -13,7 +13,7 @@ from .errors import ArtifactError, nearest
 
 SCALARS = ("str", "bool", "int", "float", "none", "any", "date", "datetime", "list", "dict", "tuple")
 ENUM_BASES = ("Enum", "str", "int", "StrEnum", "IntEnum")
-META_FORMS = ("raw", "field", "string", "strict", "allow_inf_nan")
+META_FORMS = ("raw", "field", "string", "strict", "allow_inf_nan", "interval", "none")
 FACTORIES: Mapping[str, Any] = {"list": list, "dict": dict, "str": str, "int": int, "float": float, "bool": bool}
 
 Options: TypeAlias = tuple[tuple[str, str], ...]  # names and the JSON texts of their values
@@ -129,7 +129,8 @@ class Meta:
     """A constraint in `Annotated` metadata: the form it was written in, and its options as JSON texts.
 
     Forms: `raw` is annotated_types' or pydantic's own (`Gt(gt=0)`), `field` is `Field(...)`, `string` is
-    `StringConstraints(...)`, `strict` and `allow_inf_nan` are those classes. DSPy prints the object's repr.
+    `StringConstraints(...)`; `strict`, `allow_inf_nan` and `interval` are those classes, and `none` is the None that
+    `conint()` leaves behind. The form matters because DSPy prints the object's repr.
     """
 
     form: str

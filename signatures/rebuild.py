@@ -4,7 +4,7 @@ import enum
 import warnings
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
-from typing import Annotated, Any, ForwardRef, Literal, Union
+from typing import Annotated, Any, ForwardRef, Literal, Union, get_args
 
 import pydantic
 
@@ -154,6 +154,11 @@ def _metadata(meta: Meta) -> list[Any]:
     options: dict[str, Any] = _values(meta.options)
     if meta.form == "raw":
         return list(pydantic.Field(**options).metadata)
+    if meta.form == "none":
+        return [None]
+    if meta.form == "interval":
+        # annotated_types is pydantic's dependency, not ours; `conint` makes the object.
+        return [item for item in get_args(pydantic.conint(**options)) if type(item).__name__ == "Interval"]
     if meta.form == "string":
         return [pydantic.StringConstraints(**options)]
     if meta.form == "strict":

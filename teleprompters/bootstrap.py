@@ -56,9 +56,7 @@ def _threshold(needs: Needs, scores: Sequence[float]) -> float:
     return positive[min(len(positive) - 1, max(3, len(scores) // 3))]
 
 
-def _accept(
-    view: View, examples: Sequence[Example], outcomes: Sequence[Any], threshold: float
-) -> list[Accepted]:
+def _accept(view: View, examples: Sequence[Example], outcomes: Sequence[Any], threshold: float) -> list[Accepted]:
     accepted = []
     for example, outcome in zip(examples, outcomes, strict=True):
         if not isinstance(outcome, Scored) or outcome.score < threshold:

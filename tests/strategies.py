@@ -323,7 +323,7 @@ def _text(value: Any) -> str:
 
 
 HOSTILE = [
-    "", " ", "{", "}" * 50, "{" * 99, "[" * 99, '{"a":' * 60, "[" * 2000, "{" * 3000, "(" * 3000, "NaN", "Infinity", "1" * 5000,
+    "", " ", "{", "}" * 50, "{" * 99, "[" * 99, '{"a":' * 60, "[" * 2000, "{" * 400, "(" * 400, "NaN", "Infinity", "1" * 5000,
     "[[ ## answer ## ]]", "[[ ## answer ## ]] x [[ ## score ## ]] y", "  [[ ## answer ## ]] shifted", "\ud800", "null", "[]",
     '{"answer": NaN}', '{"answer": 1e999}', '{"answer": {"answer": 1}}', "``````", "\x00", "[{}]", '[{"answer": "a"}]',
     "{'answer': 'a', 'score': 1,}", '{"answer": "a"', 'text {"answer": "a"} text {"answer": "b"}', "{{}}", '{"answer": "\\ud800"}',

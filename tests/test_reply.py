@@ -120,7 +120,8 @@ def test_the_same_of_hand_picked_replies(name: str, format: Literal["chat", "jso
     spec = lower(signature)
     assert isinstance(spec, SignatureSpec)
     for answer in [*HOSTILE, *NASTY]:
-        for score in ["1", "[1, 2]", "null", "", '{"a": [1]}', "Literal[1]", "'2'", "1.5", "True"]:
+        scores = ["1", "[1, 2]", "null", "", '{"a": [1]}', "Literal[1]", "'2'", "1.5", "True"]
+        for score in scores if len(answer) < 100 else scores[:1]:
             check(signature, spec, f"[[ ## answer ## ]]\n{answer}\n\n[[ ## score ## ]] {score}", format)
             check(signature, spec, f'{{"answer": {answer}, "score": {score}}}', format)
         check(signature, spec, answer, format)

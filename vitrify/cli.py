@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,12 +23,18 @@ app = typer.Typer(
 )
 
 Artifact_ = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The file that `vitrify compile -o` wrote.")]
-Data = Annotated[str, typer.Option("--data", help="CSV, JSONL, JSON or Parquet file, a dataset's folder, or a Hugging Face name.")]
+Data = Annotated[
+    str, typer.Option("--data", help="CSV, JSONL, JSON or Parquet file, a dataset's folder, or a Hugging Face name.")
+]
 Metric = Annotated[
     str,
-    typer.Option("--metric", help="exact:field, f1:field, numeric:field, contains:field, file.py:function or module:function."),
+    typer.Option(
+        "--metric", help="exact:field, f1:field, numeric:field, contains:field, file.py:function or module:function."
+    ),
 ]
-ApiBase = Annotated[str | None, typer.Option("--api-base", help="Address of an OpenAI-compatible server, up to and including /v1.")]
+ApiBase = Annotated[
+    str | None, typer.Option("--api-base", help="Address of an OpenAI-compatible server, up to and including /v1.")
+]
 Program = Annotated[
     str | None, typer.Option("--program", help="file.py:Class or module:Class, for a program that needs its class.")
 ]
@@ -51,26 +57,41 @@ def compile_command(
     program: Annotated[str, typer.Argument(metavar="PROGRAM", help="file.py:Class or package.module:Class.")],
     data: Data,
     metric: Metric,
-    lm: Annotated[str, typer.Option("--lm", help="embedded, openai/<model>, any provider/model of DSPy, or any name with --api-base.")],
+    lm: Annotated[
+        str,
+        typer.Option("--lm", help="embedded, openai/<model>, any provider/model of DSPy, or any name with --api-base."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     prompt_lm: Annotated[str | None, typer.Option("--prompt-lm", help="The model that writes instructions.")] = None,
-    teacher: Annotated[str | None, typer.Option("--teacher", help="A program, file.py:Class, that bootstraps demonstrations.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="A program, file.py:Class, that bootstraps demonstrations.")
+    ] = None,
     start: Annotated[Path | None, typer.Option("--start", help="An earlier artifact to start from.")] = None,
     effort: Annotated[str, typer.Option("--effort", help="light, medium or heavy.")] = "light",
     calls: Annotated[int | None, typer.Option("--budget-calls", min=0, help="Calls to models at most.")] = None,
     tokens: Annotated[int | None, typer.Option("--budget-tokens", min=0, help="Tokens at most.")] = None,
     dollars: Annotated[float | None, typer.Option("--budget-dollars", min=0, help="Dollars at most.")] = None,
-    seconds: Annotated[float | None, typer.Option("--budget-seconds", min=0, help="Seconds until the search stops.")] = None,
-    price: Annotated[str | None, typer.Option("--price", help="Dollars per million prompt,completion tokens: 0.15,0.60.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--budget-seconds", min=0, help="Seconds until the search stops.")
+    ] = None,
+    price: Annotated[
+        str | None, typer.Option("--price", help="Dollars per million prompt,completion tokens: 0.15,0.60.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Where the run keeps what it paid for.")] = None,
     test: Annotated[str | None, typer.Option("--test", help="Your own sealed test set.")] = None,
     select: Annotated[str | None, typer.Option("--select", help="Your own select set.")] = None,
-    group: Annotated[str | None, typer.Option("--group", help="A column; rows that share its value stay in one set.")] = None,
-    instructions: Annotated[int, typer.Option("--instructions", help="Instructions to propose for each predictor.")] = 6,
+    group: Annotated[
+        str | None, typer.Option("--group", help="A column; rows that share its value stay in one set.")
+    ] = None,
+    instructions: Annotated[
+        int, typer.Option("--instructions", help="Instructions to propose for each predictor.")
+    ] = 6,
     demo_sets: Annotated[int, typer.Option("--demo-sets", help="Demonstration sets for each predictor.")] = 6,
     max_demos: Annotated[int, typer.Option("--max-demos", help="The largest demonstration set.")] = 16,
-    accept: Annotated[float | None, typer.Option("--accept", help="Lowest metric value of a trace that becomes a demonstration.")] = None,
+    accept: Annotated[
+        float | None, typer.Option("--accept", help="Lowest metric value of a trace that becomes a demonstration.")
+    ] = None,
     formats: Annotated[str, typer.Option("--formats", help="Reply formats to try as well: json.")] = "",
     temperature: Annotated[float | None, typer.Option("--temperature", help="Of the task model.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="The longest reply.")] = None,
@@ -130,8 +151,12 @@ def compile_command(
 @app.command("run")
 def run_command(
     artifact: Artifact_,
-    inputs: Annotated[list[str] | None, typer.Option("-i", metavar="NAME=VALUE", help="One input; repeat for more.")] = None,
-    rows: Annotated[str | None, typer.Option("--input", help="Rows to run, in any form that --data takes, or - for JSONL on stdin.")] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("-i", metavar="NAME=VALUE", help="One input; repeat for more.")
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option("--input", help="Rows to run, in any form that --data takes, or - for JSONL on stdin.")
+    ] = None,
     program: Program = None,
     lm: RunLm = None,
     api_base: ApiBase = None,
@@ -165,7 +190,9 @@ def evaluate_command(
     artifact: Artifact_,
     data: Data,
     metric: Metric,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write a table: inputs, prediction, expected, score, failure.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Write a table: inputs, prediction, expected, score, failure.")
+    ] = None,
     program: Program = None,
     lm: RunLm = None,
     api_base: ApiBase = None,
@@ -242,7 +269,16 @@ def _errors(debug: bool) -> Iterator[None]:
 
 
 def _is_ours(error: ModuleNotFoundError) -> bool:
-    return (error.name or "").partition(".")[0] in ("dspy", "optuna", "numpy", "scipy", "datasets", "diskcache", "jinja2", "litellm")
+    return (error.name or "").partition(".")[0] in (
+        "dspy",
+        "optuna",
+        "numpy",
+        "scipy",
+        "datasets",
+        "diskcache",
+        "jinja2",
+        "litellm",
+    )
 
 
 def _install_hint(error: ModuleNotFoundError) -> str:

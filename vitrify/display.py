@@ -117,7 +117,7 @@ def print_result(artifact: Artifact, path: Path, seconds: float, *, as_json: boo
     """Print what a compile gained."""
     evidence, selection, provenance = artifact.evidence, artifact.selection, artifact.provenance
     if as_json:
-        record = {
+        summary = {
             "artifact": str(path),
             "sha256": artifact.sha256,
             "shipped": selection.shipped,
@@ -127,7 +127,7 @@ def print_result(artifact: Artifact, path: Path, seconds: float, *, as_json: boo
             "tokens": provenance.prompt_tokens + provenance.completion_tokens,
             "seconds": round(seconds, 1),
         }
-        typer.echo(json.dumps(record))
+        typer.echo(json.dumps(summary))
         return
     kind = "sealed test" if evidence.sealed else "held-out rows; too few for a sealed claim"
     typer.echo(f"\n{artifact.name} on {artifact.model.name}, {provenance.metric}, {evidence.n} rows ({kind}):")
@@ -179,7 +179,11 @@ def print_artifact(artifact: Artifact) -> None:
     """Print a page about an artifact."""
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     evidence, selection, provenance = artifact.evidence, artifact.selection, artifact.provenance
-    how = "sealed: runs without DSPy" if artifact.program.kind == "sealed" else f"needs its class: {artifact.program.reason}"
+    how = (
+        "sealed: runs without DSPy"
+        if artifact.program.kind == "sealed"
+        else f"needs its class: {artifact.program.reason}"
+    )
     console.print(f"[bold]{escape(artifact.name)}[/bold]  {escape(artifact.format)}  {artifact.sha256[:16]}")
     facts = Table.grid(padding=(0, 2))
     for name, value in (
@@ -188,8 +192,15 @@ def print_artifact(artifact: Artifact) -> None:
         ("model", artifact.model.name),
         ("evidence", str(evidence) + ("" if evidence.improved else "; no gain is claimed")),
         ("shipped", f"{selection.shipped}: {selection.reason}"),
-        ("search", f"{selection.trials} candidates, {selection.evaluations} evaluations, strategy {provenance.strategy}"),
-        ("data", ", ".join(f"{count} {name}" for name, count in provenance.rows.items()) + f" rows ({provenance.data_sha256[:12]})"),
+        (
+            "search",
+            f"{selection.trials} candidates, {selection.evaluations} evaluations, strategy {provenance.strategy}",
+        ),
+        (
+            "data",
+            ", ".join(f"{count} {name}" for name, count in provenance.rows.items())
+            + f" rows ({provenance.data_sha256[:12]})",
+        ),
         ("cost", f"{provenance.calls} calls, {provenance.prompt_tokens} + {provenance.completion_tokens} tokens"),
         ("versions", ", ".join(f"{name} {number}" for name, number in provenance.versions.items())),
         ("reproducible", "yes" if artifact.reproducible else f"no: {artifact.reproducible_reason}"),
@@ -197,14 +208,19 @@ def print_artifact(artifact: Artifact) -> None:
         facts.add_row(name, escape(value))
     console.print(facts)
     for record in artifact.predictors:
-        console.print(f"\n[bold]{escape(record.path)}[/bold]" + (f"  (run by DSPy: {escape(record.reason)})" if record.reason else ""))
+        console.print(
+            f"\n[bold]{escape(record.path)}[/bold]"
+            + (f"  (run by DSPy: {escape(record.reason)})" if record.reason else "")
+        )
         for field in (record.signature or {}).get("fields", []):
             kind = field["type"] if isinstance(field["type"], str) else json.dumps(field["type"], ensure_ascii=False)
             console.print(f"  {field['role']:<6} {escape(field['name'])}: {escape(kind[:100])}")
         console.print(f"  instruction{_from(record.methods.get('instruction'))}:")
         for line in record.instruction.splitlines():
             console.print(f"    {escape(line)}")
-        console.print(f"  {len(record.demos)} demonstrations{_from(record.methods.get('demos'))}, format {record.format}")
+        console.print(
+            f"  {len(record.demos)} demonstrations{_from(record.methods.get('demos'))}, format {record.format}"
+        )
         for demo in record.demos:
             console.print("    " + escape(json.dumps(demo, ensure_ascii=False)[:160]))
     for note in artifact.notes:

@@ -3,7 +3,7 @@
 import csv
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +107,7 @@ class _Tally:
         self.calls = 0
 
     def add(self, prediction: Any) -> None:
-        used = next(iter((prediction.get_lm_usage() or {}).values()), {})
+        used: Mapping[str, Any] = next(iter((prediction.get_lm_usage() or {}).values()), {})
         self.usage += Usage(int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0))
         self.calls += int(getattr(prediction, "calls", 0) or 0)
 

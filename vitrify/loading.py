@@ -26,7 +26,9 @@ def load_program(spec: str) -> Any:
     if isinstance(found, dspy.Module):
         return found
     if not callable(found):
-        raise ProgramError(f"{spec} is a {type(found).__name__}: `a program is a dspy.Module, its class, or a function that makes one`.")
+        raise ProgramError(
+            f"{spec} is a {type(found).__name__}: `a program is a dspy.Module, its class, or a function that makes one`."
+        )
     needed = _needed(found)
     if needed:
         raise ProgramError(
@@ -35,7 +37,7 @@ def load_program(spec: str) -> Any:
         )
     try:
         program = found()
-    except Exception as error:  # noqa: BLE001 - the user's constructor
+    except Exception as error:
         raise ProgramError(f"{spec} can't be made: {type(error).__name__}: {str(error)[:300]}") from error
     if not isinstance(program, dspy.Module):
         raise ProgramError(f"{spec} makes a {type(program).__name__}: `a program is a dspy.Module`.")
@@ -47,9 +49,7 @@ def _needed(found: Any) -> list[str]:
         parameters = inspect.signature(found).parameters.values()
     except (TypeError, ValueError):
         return []
-    return [
-        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def load_table(source: str) -> list[dict[str, Any]]:

@@ -1,0 +1,236 @@
+"""The type grammar: lossless through JSON, closed, and sound against the user's own types."""
+
+import dataclasses
+import enum
+import typing
+from datetime import date
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Optional, TypedDict
+
+import dspy
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+from vitrify.signatures.canonical import canonical_json, from_json_text
+from vitrify.signatures.contract import annotation_name
+from vitrify.signatures.errors import ArtifactError
+from vitrify.signatures.types import TypeSpec, Unsupported, lower_type, python_type, python_types, type_from_json
+from vitrify.signatures.values import jsonable
+
+from .strategies import annotations, json_values, profile, values
+
+
+def outcome(annotation: Any, value: Any) -> Any:
+    """Return what pydantic makes of the value as data, or that it refuses it."""
+    try:
+        return repr(jsonable(pydantic.TypeAdapter(annotation).validate_python(value)))
+    except pydantic.ValidationError as error:
+        return [(item["type"], item["msg"]) for item in error.errors(include_url=False)]
+
+
+@profile(250)
+@given(st.data())
+def test_types_go_through_json_and_validate_the_same(data: st.DataObject) -> None:
+    annotation = data.draw(annotations)
+    spec = lower_type(annotation)
+    if isinstance(spec, Unsupported):
+        assert spec.reason.endswith(".")
+        return
+    # Through canonical text, as in an artifact.
+    again = type_from_json(from_json_text(canonical_json(spec.to_json())))
+    assert spec == again
+    rebuilt = python_type(again)
+    assert annotation_name(annotation) == annotation_name(rebuilt)
+    assert pydantic.TypeAdapter(annotation).json_schema() == pydantic.TypeAdapter(rebuilt).json_schema()
+    assert spec == lower_type(rebuilt)
+    for _ in range(4):
+        value = data.draw(st.one_of(values(annotation), values(annotation), json_values))
+        assert outcome(annotation, value) == outcome(rebuilt, value)
+
+
+class Color(enum.Enum):
+    RED = "r"
+    BLUE = "b"
+
+
+class Odd(enum.Enum):
+    A = "a"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Odd":
+        return cls.A
+
+
+class Checked(BaseModel):
+    a: int
+
+    @pydantic.field_validator("a")
+    @classmethod
+    def _positive(cls, value: int) -> int:
+        return abs(value)
+
+
+class Serialized(BaseModel):
+    a: int
+
+    @pydantic.field_serializer("a")
+    def _text(self, value: int) -> str:
+        return str(value)
+
+
+class Computed(BaseModel):
+    a: int
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def b(self) -> int:
+        return self.a
+
+
+class PostInit(BaseModel):
+    a: int
+
+    def model_post_init(self, context: Any) -> None:
+        self.a += 1
+
+
+class OwnInit(BaseModel):
+    a: int
+
+    def __init__(self, **data: Any) -> None:
+        super().__init__(**{"a": 1, **data})
+
+
+class OwnSchema(BaseModel):
+    a: int
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
+        return {"type": "string"}
+
+
+class Hidden(BaseModel):
+    a: int
+    _b: int = 3
+
+
+class Factory(BaseModel):
+    a: list[int] = Field(default_factory=lambda: [1])
+
+
+class Root(pydantic.RootModel[list[int]]):
+    pass
+
+
+class Holds(BaseModel):
+    inner: Checked
+
+
+class Before(BaseModel):
+    a: Annotated[int, pydantic.BeforeValidator(lambda value: 1)]
+
+
+class Point(TypedDict):
+    x: int
+
+
+@dataclasses.dataclass
+class Data:
+    x: int
+
+
+T = typing.TypeVar("T")
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        dspy.Image, dspy.Tool, list[dspy.Tool], dspy.ToolCalls, dspy.History, dspy.Code, dspy.Reasoning, dspy.File,
+        Optional[dspy.Image], dict[str, dspy.Audio], Odd, Checked, Serialized, Computed, PostInit, OwnInit, OwnSchema,
+        Hidden, Factory, Root, Holds, Before, list[Before], Point, Data, set, set[int], frozenset[int], bytes, complex,
+        Decimal, object, typing.Callable, typing.List, typing.Dict, typing.Tuple, typing.Sequence[int], T, list[T],  # type: ignore[valid-type]
+        "str", list["str"], typing.NewType("N", int), pydantic.EmailStr, pydantic.AnyUrl, pydantic.Json,
+        Annotated[int, "note"], Annotated[int, pydantic.AfterValidator(abs)], Literal[b"x"], Literal[Color.RED],
+        Literal[2**60], enum.Flag("F", "A B"), enum.Enum("Big", {"A": 1.5}), enum.Enum("Pair", {"A": (1, 2)}),
+        dspy.Signature, type, ...,
+    ],
+)  # fmt: skip
+def test_outside_the_grammar(annotation: Any) -> None:
+    found = lower_type(annotation)
+    assert isinstance(found, Unsupported), found
+    assert found.reason.endswith(".")
+
+
+class Leaf(BaseModel):
+    """A leaf."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", populate_by_name=True)
+    color: Color = Color.BLUE
+    when: date | None = None
+    size: int = Field(3, gt=0, le=9, description="how big", alias="theSize")
+    names: list[str] = Field(default_factory=list, max_length=2, examples=[["x"]])
+
+
+class Left(BaseModel):
+    right: "Optional[Right]" = None
+    leaves: list[Leaf] = []
+
+
+class Right(BaseModel):
+    left: Left
+    kids: "dict[str, Right]" = {}
+
+
+Left.model_rebuild()
+
+
+@pytest.mark.parametrize("annotation", [Leaf, list[Leaf], Left, Right, dict[str, Left], tuple[Leaf, Leaf | None]])
+def test_models(annotation: Any) -> None:
+    spec = lower_type(annotation)
+    assert isinstance(spec, TypeSpec), spec
+    assert spec == type_from_json(from_json_text(canonical_json(spec.to_json())))
+    rebuilt = python_type(spec)
+    leaf = {"theSize": 4, "color": "r", "when": "2024-01-02"}
+    for value in (leaf, [leaf], {"leaves": [leaf]}, {"left": {"leaves": [leaf], "right": {"left": {}}}, "kids": {}}, {"a": {}}, {}):
+        assert outcome(annotation, value) == outcome(rebuilt, value)
+
+
+def test_equal_classes_are_rebuilt_once() -> None:
+    spec = lower_type(Leaf)
+    many = lower_type(list[Leaf])
+    assert isinstance(spec, TypeSpec)
+    assert isinstance(many, TypeSpec)
+    one, several = python_types([spec, many])
+    assert typing.get_args(several) == (one,)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "string", 3, None, [], {}, {"kind": "set"}, {"kind": "list"}, {"kind": "list", "items": "str", "more": 1},
+        {"kind": "literal", "values": [1.5]}, {"kind": "literal", "values": "a"}, {"kind": "ref", "name": "A"},
+        {"kind": "tuple", "items": ["str", "int"], "variadic": True}, {"kind": "tuple", "items": [], "variadic": 0},
+        {"kind": "enum", "name": "E", "doc": None, "base": "Flag", "members": []},
+        {"kind": "enum", "name": "E", "doc": None, "base": "Enum", "members": [["a"]]},
+        {"kind": "annotated", "type": "int", "metadata": [{"form": "code", "options": {}}]},
+        {"kind": "annotated", "type": "int", "metadata": [{"form": "raw", "options": {"gt": "{"}}]},
+        {"kind": "model", "name": "M", "doc": None, "config": {}, "fields": [{}]},
+        {"kind": "model", "name": "M", "doc": None, "config": [], "fields": []},
+        {"kind": "model", "name": "M", "doc": None, "config": {}, "fields": [
+            {"name": "a", "type": "int", "default": {"factory": "eval"}, "options": {}}]},
+    ],
+)  # fmt: skip
+def test_json_is_closed(data: Any) -> None:
+    with pytest.raises(ArtifactError, match="breaks `"):
+        type_from_json(data)
+
+
+def test_json_is_bounded() -> None:
+    data: Any = "str"
+    for _ in range(3000):
+        data = {"kind": "list", "items": data}
+    with pytest.raises(ArtifactError, match="deep"):
+        type_from_json(data)
