@@ -205,7 +205,8 @@ def _start(start: Any, spec: ProgramSpec) -> Candidate:
     missing = sorted(set(artifact.candidate.params) ^ known)
     if missing:
         raise ArtifactError(
-            f"`start` is an artifact of this program: predictor {missing[0]} is in one of the two alone; compile without it."
+            f"`start` is an artifact of this program: predictor {missing[0]} is in one of the two "
+            "alone; compile without it."
         )
     tunable = {item.path for item in spec.predictors if item.tunable}
     return Candidate({**spec.baseline.params, **{p: v for p, v in artifact.candidate.params.items() if p in tunable}})
@@ -215,8 +216,8 @@ def _price(job: Job) -> Price | None:
     price = price_of(job.model.lm.name, job.options.price)
     if price is None and job.budget.dollars is not None:
         raise RequestError(
-            f"`budget.dollars` needs a price, and nobody knows that of {job.model.lm.name}; give it in dollars per million "
-            "prompt and completion tokens with Options(price=(0.15, 0.60)) or --price 0.15,0.60."
+            f"`budget.dollars` needs a price, and nobody knows that of {job.model.lm.name}; give it in dollars per "
+            "million prompt and completion tokens with Options(price=(0.15, 0.60)) or --price 0.15,0.60."
         )
     return price
 

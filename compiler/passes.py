@@ -62,7 +62,8 @@ def _preflight_notes(job: Job, outcomes: Sequence[Outcome]) -> list[str]:
     malformed = [outcome for outcome in outcomes if isinstance(outcome, Malformed)]
     if malformed:
         notes.append(
-            f"{len(malformed)} of {len(outcomes)} baseline answers had no readable values; the first: {malformed[0].message}"
+            f"{len(malformed)} of {len(outcomes)} baseline answers had no readable values; the first: "
+            f"{malformed[0].message}"
         )
     seen = {path for outcome in outcomes if isinstance(outcome, Scored) for path, _, _ in outcome.trace}
     if "?" in seen:
@@ -87,8 +88,9 @@ def _affordable(job: Job, state: State, calls_per_example: int) -> int:
     left = job.budget.calls - certify - before
     if left < calls_per_example * 4:
         raise RequestError(
-            f"`budget.calls` is {job.budget.calls}, and this data needs at least {certify + before + calls_per_example * 4}: "
-            f"{certify} for the sealed test ({len(state.splits.test)} rows, baseline and winner, {calls_per_example} calls "
+            f"`budget.calls` is {job.budget.calls}, and this data needs at least "
+            f"{certify + before + calls_per_example * 4}: {certify} for the sealed test ({len(state.splits.test)} rows, "
+            f"baseline and winner, {calls_per_example} calls "
             f"a row) and {before} for demonstrations and proposals; raise it, or give fewer rows."
         )
     return min(wanted, left // calls_per_example)

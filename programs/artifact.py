@@ -268,7 +268,8 @@ def parse_artifact(data: bytes, name: str) -> Artifact:
         raise ArtifactError(f"{name} is no vitrify artifact: `the first level is an object with a format`.")
     if value["format"] != FORMAT:
         raise ArtifactError(
-            f"{name} has the format {str(value['format'])[:40]!r}: `this version reads {FORMAT}`; update vitrify, or compile again."
+            f"{name} has the format {str(value['format'])[:40]!r}: `this version reads {FORMAT}`; update "
+            "vitrify, or compile again."
         )
     claimed = value.get("sha256")
     content = {key: item for key, item in value.items() if key != "sha256"}
@@ -278,7 +279,8 @@ def parse_artifact(data: bytes, name: str) -> Artifact:
         raise ArtifactError(f"{name} holds a value that no artifact holds ({error}); compile again.") from error
     if claimed != actual:
         raise ArtifactError(
-            f"{name} was changed after it was written: `sha256` says {str(claimed)[:12]}..., the content has {actual[:12]}...; "
+            f"{name} was changed after it was written: `sha256` says {str(claimed)[:12]}..., the content has "
+            f"{actual[:12]}...; "
             "take the original file, or compile again."
         )
     try:

@@ -244,7 +244,7 @@ def _inputs(program: "dspy.Module") -> tuple[InputSpec, ...]:
 
 
 def _import_path(cls: type) -> str | None:
-    """Return `module:Class`, or `file.py:Class` for a class out of a file: without a folder, so it says no machine's."""
+    """Return `module:Class`, or `file.py:Class` for a class out of a file; never a folder, which is a machine's own."""
     if "<locals>" in cls.__qualname__:
         return None
     module = sys.modules.get(cls.__module__)

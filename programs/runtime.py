@@ -52,7 +52,7 @@ class FrozenPredictor:
     def read(self, reply: Reply, plan: PromptPlan) -> dict[str, Any]:
         """Return the outputs in a reply, or raise ParseError."""
         if not reply.text:
-            raise ParseError(field=None, expected="a text", text="")
+            raise ParseError(None, "a text", "", "there is none")
         return self.parser.parse(reply.text, plan.format)
 
 
@@ -292,7 +292,8 @@ def _imported(artifact: Artifact, record: ClassProgram, allowed: tuple[str, ...]
     module, _, qualname = (record.import_path or "").partition(":")
     if not module or module not in allowed:
         raise ProgramError(
-            f"{name} needs the class {artifact.name} to run ({record.reason}): `nothing is imported out of a file` unless "
+            f"{name} needs the class {artifact.name} to run ({record.reason}): `nothing is imported out of a file` "
+            "unless "
             f"you say so; pass program={artifact.name}()" + (f", or allow_import=[{module!r}]." if module else ".")
         )
     try:
@@ -319,7 +320,8 @@ def check_canaries(artifact: Artifact, name: str) -> None:
         messages: Any = plan.render({key: in_order(value) for key, value in canary.inputs.items()})
         if digest(messages) != canary.sha256:
             raise ArtifactError(
-                f"{name}: {canary.path} renders other messages than when it was compiled: `what is measured is what ships`; "
+                f"{name}: {canary.path} renders other messages than when it was compiled: `what is measured is "
+                "what ships`; "
                 "a library that formats values (pydantic) has changed: install the recorded version "
                 f"({artifact.provenance.versions.get('pydantic', 'unknown')}), or compile again."
             )

@@ -20,7 +20,7 @@ def canonical_json(value: object) -> str:
 
     Keys are sorted by UTF-16 code units, numbers are written as ECMAScript writes them and strings with the fewest
     escapes. Tuples count as arrays. Whatever two readers could take for different values is refused with
-    `NotCanonical`: NaN and infinities, integers beyond 2**53, lone surrogates, keys that aren't strings, nesting
+    `NotCanonical`: NaN and infinities, integers that a double doesn't hold, lone surrogates, keys that aren't strings, nesting
     deeper than 200.
 
     Source: https://www.rfc-editor.org/rfc/rfc8785
@@ -70,11 +70,7 @@ def _write(value: Any, put: Callable[[str], None], path: list[str | int]) -> Non
     elif value is False:
         put("false")
     elif isinstance(value, int):
-        if not -_LARGEST_INT <= value <= _LARGEST_INT:
-            raise NotCanonical(
-                f"{_where(path)} breaks `-2**53 <= integer <= 2**53`: {value!r:.60}; write it as a string"
-            )
-        put(int.__repr__(value))
+        put(_integer(value, path))
     elif isinstance(value, float):
         put(_number(value, path))
     elif isinstance(value, (list, tuple)):
@@ -143,6 +139,15 @@ def _encodable(text: str) -> bool:
 def _check_depth(path: list[str | int]) -> None:
     if len(path) >= _DEEPEST:
         raise NotCanonical(f"{_where(path[:3])}... breaks `nesting <= {_DEEPEST}`; flatten the value")
+
+
+def _integer(value: int, path: list[str | int]) -> str:
+    text = int.__repr__(value)
+    # RFC 8785 writes the double 3e16 as `30000000000000000`, which Python reads as an integer: such a one stays itself.
+    if -_LARGEST_INT <= value <= _LARGEST_INT or (abs(value) < 10**21 and _number(float(value), path) == text):
+        return text
+    rule = "-2**53 <= integer <= 2**53"
+    raise NotCanonical(f"{_where(path)} breaks `{rule}`: found {value!r:.60}; write it as a string")
 
 
 def _number(value: float, path: list[str | int]) -> str:

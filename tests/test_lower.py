@@ -98,7 +98,12 @@ def test_differences_are_readable() -> None:
     old = spec_of("question, context -> answer: int")
     new = spec_of(dspy.Signature("context, hint -> answer: float", "Do it."))
     lines = "\n".join(old.differences(new))
-    for part in ("instruction: ", "field `question`: removed", "field `hint`: added", 'field `answer`: type "int" became "float"'):
+    for part in (
+        "instruction: ",
+        "field `question`: removed",
+        "field `hint`: added",
+        'field `answer`: type "int" became "float"',
+    ):
         assert part in lines
     swapped = spec_of(dspy.Signature("a, b -> c", "x")).differences(spec_of(dspy.Signature("b, a -> c", "x")))
     assert ("order of fields: `a, b, c` became `b, a, c`",) == swapped

@@ -35,7 +35,9 @@ class Engine:
         self.supports_function_calling = capabilities.function_calling
         self.supports_reasoning = capabilities.reasoning
         self.supports_response_schema = capabilities.response_schema
-        self.supported_params = {"temperature", "max_tokens"} | ({"response_format"} if capabilities.response_format else set())
+        self.supported_params = {"temperature", "max_tokens"} | (
+            {"response_format"} if capabilities.response_format else set()
+        )
         self.requests: list[Any] = []
 
     def complete(self, request: Any) -> Any:
@@ -68,7 +70,9 @@ def wire(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-def dspy_requests(signature: Any, rows: list[Any], inputs: dict[str, Any], config: dict[str, Any], adapter: Any, lm: Any) -> Any:
+def dspy_requests(
+    signature: Any, rows: list[Any], inputs: dict[str, Any], config: dict[str, Any], adapter: Any, lm: Any
+) -> Any:
     """Return the messages and parameters of each request of one dspy.Predict call, or the exception it ended with."""
     predict = dspy.Predict(signature, **config)
     predict.demos = rows
@@ -87,7 +91,13 @@ def dspy_requests(signature: Any, rows: list[Any], inputs: dict[str, Any], confi
 
 
 def plan_request(
-    spec: SignatureSpec, format: Any, rows: list[Any], inputs: dict[str, Any], config: Any, can: Capabilities, types: Any
+    spec: SignatureSpec,
+    format: Any,
+    rows: list[Any],
+    inputs: dict[str, Any],
+    config: Any,
+    can: Capabilities,
+    types: Any,
 ) -> Any:
     try:
         plan = PromptPlan.build(spec, format=format, demos=rows, types=types)
@@ -174,7 +184,9 @@ def test_generators_reach_what_they_should() -> None:
     assert TALLY.counts.get("unsupported", 0) * 4 < equal
 
 
-@pytest.mark.parametrize("can", [Capabilities(a, b, c, d) for a in (0, 1) for b in (0, 1) for c in (0, 1) for d in (0, 1)])
+@pytest.mark.parametrize(
+    "can", [Capabilities(a, b, c, d) for a in (0, 1) for b in (0, 1) for c in (0, 1) for d in (0, 1)]
+)
 def test_every_combination_of_capabilities(can: Capabilities) -> None:
     can = Capabilities(*map(bool, (can.response_format, can.response_schema, can.function_calling, can.reasoning)))
     for text in ("question -> answer: list[int], score: float", "question -> answer: dict[str, int]"):

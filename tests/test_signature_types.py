@@ -194,7 +194,14 @@ def test_models(annotation: Any) -> None:
     assert spec == type_from_json(from_json_text(canonical_json(spec.to_json())))
     rebuilt = python_type(spec)
     leaf = {"theSize": 4, "color": "r", "when": "2024-01-02"}
-    for value in (leaf, [leaf], {"leaves": [leaf]}, {"left": {"leaves": [leaf], "right": {"left": {}}}, "kids": {}}, {"a": {}}, {}):
+    for value in (
+        leaf,
+        [leaf],
+        {"leaves": [leaf]},
+        {"left": {"leaves": [leaf], "right": {"left": {}}}, "kids": {}},
+        {"a": {}},
+        {},
+    ):
         assert outcome(annotation, value) == outcome(rebuilt, value)
 
 

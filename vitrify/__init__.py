@@ -1,7 +1,7 @@
 """vitrify: a compiler for language-model pipelines.
 
-Declare a pipeline as DSPy modules, name a dataset and a metric, and get one JSON file: the frozen program, with the best
-instruction and demonstrations for every predictor and honest evidence of what that gained.
+Declare a pipeline as DSPy modules, name a dataset and a metric, and get one JSON file: the frozen program, with the
+best instruction and demonstrations for every predictor and honest evidence of what that gained.
 
     artifact = vitrify.compile(program, "tickets.jsonl", "exact:team", lm="openai/gpt-4o-mini")
     artifact.save("desk.json")

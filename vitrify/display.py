@@ -168,8 +168,8 @@ def print_evaluation(result: "Evaluation", artifact: Path, csv: Path | None, *, 
         typer.echo(json.dumps(result.to_json()))
         return
     typer.echo(
-        f"{result.artifact.name} ({artifact}): {result.metric} = {100 * result.score:.2f} % on {len(result.rows)} rows, "
-        f"{result.failures} failures, {result.seconds:.1f} s"
+        f"{result.artifact.name} ({artifact}): {result.metric} = {100 * result.score:.2f} % on "
+        f"{len(result.rows)} rows, {result.failures} failures, {result.seconds:.1f} s"
     )
     if csv is not None:
         typer.echo(f"wrote {csv}")

@@ -63,7 +63,8 @@ def resolve_strategy(strategy: Any) -> Strategy:
         hasattr(strategy, name) for name in ("name", "bootstrap", "demonstrations", "instructions")
     ):
         raise RequestError(
-            f"`strategy` is auto, grounded or an object with bootstrap, demonstrations and instructions, got {strategy!r:.80}."
+            f"`strategy` is auto, grounded or an object with bootstrap, demonstrations and instructions, got "
+            f"{strategy!r:.80}."
         )
     chosen: Strategy = strategy
     return chosen

@@ -17,7 +17,7 @@ from .signatures.values import jsonable
 
 
 def load_program(spec: str) -> Any:
-    """Return the program that `file.py:Name` names: a module, a class without arguments, or a function that makes one."""
+    """Return the program that `file.py:Name` names: a module, its class, or a function that makes one."""
     import dspy
 
     from .compiler.importing import load_object
@@ -27,12 +27,14 @@ def load_program(spec: str) -> Any:
         return found
     if not callable(found):
         raise ProgramError(
-            f"{spec} is a {type(found).__name__}: `a program is a dspy.Module, its class, or a function that makes one`."
+            f"{spec} is a {type(found).__name__}: `a program is a dspy.Module, its class, or a function that "
+            "makes one`."
         )
     needed = _needed(found)
     if needed:
         raise ProgramError(
-            f"{spec} needs the argument {needed[0]!r}: `a program is made without arguments`; name a function that makes "
+            f"{spec} needs the argument {needed[0]!r}: `a program is made without arguments`; name a function that "
+            "makes "
             f"it, such as `def make(): return {getattr(found, '__name__', 'Program')}({needed[0]}=...)`."
         )
     try:
@@ -93,7 +95,7 @@ def parse_inputs(given: Sequence[str], artifact: Artifact) -> dict[str, Any]:
 
 
 def _is_text(name: str, artifact: Artifact) -> bool:
-    """Say whether a predictor's field of this name is plain text; an input that no predictor names isn't known to be."""
+    """Say whether a predictor's field of this name is plain text; what no predictor names isn't known to be."""
     kinds = [
         field.get("type")
         for record in artifact.predictors
