@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,7 @@ def _load_file(
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as failure:  # whatever the user's file raises
             sys.modules.pop(name, None)
-            raise error(_failed(kind, target, failure, str(path))) from failure
+            raise error(_failed(kind, target, failure)) from failure
         except BaseException:
             sys.modules.pop(name, None)
             raise
@@ -113,9 +114,9 @@ def _load_module(target: str, kind: Kind, error: type[RequestError]) -> ModuleTy
                     f"The {kind} breaks `module {target} can be imported`: there is no module `{failure.name}`{hint}"
                     f"{'' if hint else '; install it, or run from the folder that holds it'}."
                 ) from None
-            raise error(_failed(kind, target, failure, None)) from failure
+            raise error(_failed(kind, target, failure)) from failure
         except (Exception, SystemExit) as failure:  # whatever the user's module raises
-            raise error(_failed(kind, target, failure, None)) from failure
+            raise error(_failed(kind, target, failure)) from failure
 
 
 @contextlib.contextmanager
@@ -130,7 +131,7 @@ def _on_path(*folders: Path) -> Iterator[None]:
                 sys.path.remove(entry)
 
 
-def _failed(kind: Kind, target: str, failure: BaseException, path: str | None) -> str:
+def _failed(kind: Kind, target: str, failure: BaseException) -> str:
     what = f"{type(failure).__name__}: {(str(failure) or 'no message').splitlines()[0][:300]}"
     if isinstance(failure, SyntaxError) and failure.filename is not None:
         place = f"{Path(failure.filename).name}:{failure.lineno}"
@@ -142,7 +143,8 @@ def _failed(kind: Kind, target: str, failure: BaseException, path: str | None) -
             if not frame.filename.startswith("<frozen") and frame.filename != __file__
         ]
         # The user's own line, rather than the one in a library that it called.
-        own = [frame for frame in frames if path is None or frame.filename == path]
+        libraries = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+        own = [frame for frame in frames if not frame.filename.startswith(libraries)]
         last = (own or frames)[-1] if frames else None
         place = f"{Path(last.filename).name}:{last.lineno}" if last is not None else target
     return f"The {kind}'s `{target}` breaks `it can be imported`: {place} raised {what}; mend it."

@@ -249,8 +249,8 @@ def _shape(found: Callable[..., Any], name: str) -> tuple[int, int, bool]:
         raise MetricError(
             f"The metric `{name}` breaks `{_SHAPE}`: its signature is `{name.split(':')[-1]}{signature}`."
         )
-    names = [item.name for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
-    by_name = "trace" in names and names.index("trace") != 2 and needs <= 2
+    by_position = len(positional) > 2 and positional[2].name == "trace"
+    by_name = "trace" in signature.parameters and not by_position and needs <= 2
     # A third argument with a default of its own, such as `frac=1.0`, isn't the trace, whatever DSPy would pass.
     third = len(positional) > 2 and (
         positional[2].name == "trace" or positional[2].default in (None, positional[2].empty)

@@ -93,16 +93,9 @@ def split(
         test: The same. What is in it, or nearly, is left out of the others.
     """
     own = {name: rows for name, rows in (("train", train), ("select", select), ("test", test)) if rows is not None}
-    for name, rows in own.items():
-        if not len(rows):
-            raise DataError(f"The {name} set breaks `at least one row`: it is empty; give rows, or leave it out.")
     pool = () if dataset is None or len(own) == 3 else dataset.examples
     open_sets = [name for name in _SETS if name not in own]
-    if open_sets and len(pool) < (2 if len(open_sets) > 1 else 1):
-        raise DataError(
-            f"The data breaks `at least two rows to divide into {', '.join(sorted(open_sets))}`: found {len(pool)}; "
-            "give more rows, or sets of your own."
-        )
+    _check_sizes(own, len(pool), open_sets)
     everything = _unique([*_by_set(own), *pool])
     unions, near, dissolved = _unions(everything, pool, group, seed)
     place = {example.id: index for index, example in enumerate(everything)}
@@ -134,6 +127,17 @@ def split(
         groups=_named_groups(everything, unions),
         note=_note(ordered, own, rows_total, claim, dropped, dissolved, ignored=dataset is not None and len(own) == 3),
     )
+
+
+def _check_sizes(own: Mapping[str, Dataset], pool: int, open_sets: Sequence[str]) -> None:
+    for name, rows in own.items():
+        if not len(rows):
+            raise DataError(f"The {name} set breaks `at least one row`: it is empty; give rows, or leave it out.")
+    if open_sets and pool < (2 if len(open_sets) > 1 else 1):
+        raise DataError(
+            f"The data breaks `at least two rows to divide into {', '.join(sorted(open_sets))}`: found {pool}; "
+            "give more rows, or sets of your own."
+        )
 
 
 def _by_set(own: Mapping[str, Dataset]) -> list[Example]:

@@ -57,7 +57,7 @@ _BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length")
 _STRING_BOUNDS = ("strip_whitespace", "to_upper", "to_lower", "strict", "min_length", "max_length", "pattern")
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a failure
+class Refused(Exception):
     """The annotation is outside the grammar; the message is the reason."""
 
 
@@ -106,17 +106,18 @@ class Lowering:
         raise Refused(f"`{annotation!r:.80}` is not a type the grammar knows")
 
     def _class(self, kind: Any) -> TypeSpec:
+        name = kind.__name__
         if any(base.__module__.partition(".")[0] == "dspy" for base in kind.__mro__):
-            raise Refused(f"`{kind.__name__}` is a type of DSPy's own, which changes the request itself")
+            raise Refused(f"`{name}` is a type of DSPy's own, which changes the request itself")
         if issubclass(kind, enum.Enum):
             return _enumeration(kind)
         if issubclass(kind, pydantic.BaseModel):
             return self._model(kind)
         if dataclasses.is_dataclass(kind):
-            raise Refused(f"`{kind.__name__}` is a dataclass; write a pydantic model")
+            raise Refused(f"`{name}` is a dataclass; write a pydantic model")
         if typing.is_typeddict(kind):
-            raise Refused(f"`{kind.__name__}` is a TypedDict; write a pydantic model")
-        raise Refused(f"`{kind.__name__}` is not a type the grammar knows")
+            raise Refused(f"`{name}` is a TypedDict; write a pydantic model")
+        raise Refused(f"`{name}` is not a type the grammar knows")
 
     def _model(self, kind: type[pydantic.BaseModel]) -> TypeSpec:
         if kind in self._inside:

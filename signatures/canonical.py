@@ -11,7 +11,7 @@ _LARGEST_INT = 2**53
 _DEEPEST = 200
 
 
-class NotCanonical(ValueError):  # noqa: N818 - the name says what is wrong
+class NotCanonical(ValueError):
     """A value without a canonical JSON text; the message names its path."""
 
 
@@ -20,8 +20,8 @@ def canonical_json(value: object) -> str:
 
     Keys are sorted by UTF-16 code units, numbers are written as ECMAScript writes them and strings with the fewest
     escapes. Tuples count as arrays. Whatever two readers could take for different values is refused with
-    `NotCanonical`: NaN and infinities, integers that a double doesn't hold, lone surrogates, keys that aren't strings, nesting
-    deeper than 200.
+    `NotCanonical`: NaN and infinities, integers that a double doesn't hold, lone surrogates, keys that aren't strings,
+    nesting deeper than 200.
 
     Source: https://www.rfc-editor.org/rfc/rfc8785
     """

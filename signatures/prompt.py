@@ -29,7 +29,7 @@ _PARTIAL = "This is an example of the task, though some input or output fields a
 _NOT_SUPPLIED = "Not supplied for this particular example. "
 
 
-class NeedsAdapter(Exception):  # noqa: N818 - it asks for something; nothing has failed
+class NeedsAdapter(Exception):
     """The plan can't render this value as DSPy would; run DSPy's adapter itself."""
 
 

@@ -36,7 +36,7 @@ class ParseError(Exception):
 
     """
 
-    def __init__(self, field: str | None, expected: str, text: str, problem: str) -> None:
+    def __init__(self, field: str | None, expected: str, text: str, problem: str = "it can't be read") -> None:
         self.field = field
         self.expected = expected
         self.text = text
@@ -48,8 +48,8 @@ class ReplyParser:
     """Reads replies to one signature, in either format.
 
     It returns what DSPy returns and fails where DSPy fails, with one exception: text that is longer than 1,000,000
-    characters, or whose brackets nest more than 100 deep where JSON is read and isn't valid, is refused at once. (DSPy's
-    time grows with the square of that depth, 0.3 s at 5,000, and how deep it can read depends on its caller's depth.)
+    characters, or whose brackets nest more than 100 deep where JSON is read and isn't valid, is refused at once.
+    (DSPy's time grows with the square of that depth, 0.3 s at 5,000; how deep it can read depends on its caller.)
     """
 
     def __init__(self, spec: SignatureSpec, types: Mapping[str, Any] | None = None) -> None:

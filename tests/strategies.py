@@ -7,7 +7,7 @@ import string
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Optional, Union, cast, get_args, get_origin
 
 import pydantic
 import pydantic_core
@@ -33,10 +33,11 @@ def profile(examples: int) -> settings:
 # Text ----------------------------------------------------------------------------------------------------------------
 
 NASTY = [
-    "", " ", "\n", "{", "}", "{x}", "{0}", "%s", "«", "»", "a\nb", "«a»\nb", "[[ ## answer ## ]]", "[[ ## completed ## ]]",
-    "`", '"', "'", "'\"", "\\n", "\t", "\u2028", "\x0b", "\x1c", "\x85", "é", "日本語", "🙂", "\U0010ffff", "null", "None", "NaN",
-    "true", "True", "1", "1.0", "-0", "1e5", "[]", "[1, 2]", "{}", '{"a": 1}', "```json\n{}\n```", "  indented", "trailing  ",
-    "\n\nboth\n\n", "${text}", "Literal[a]", "str[a]", "# note", "a\r\nb", "\x00", "\x7f", "a\u0301", "\ufeff",
+    "", " ", "\n", "{", "}", "{x}", "{0}", "%s", "«", "»", "a\nb", "«a»\nb", "[[ ## answer ## ]]",
+    "[[ ## completed ## ]]", "`", '"', "'", "'\"", "\\n", "\t", "\u2028", "\x0b", "\x1c", "\x85", "é", "日本語", "🙂",
+    "\U0010ffff", "null", "None", "NaN", "true", "True", "1", "1.0", "-0", "1e5", "[]", "[1, 2]", "{}", '{"a": 1}',
+    "```json\n{}\n```", "  indented", "trailing  ", "\n\nboth\n\n", "${text}", "Literal[a]", "str[a]", "# note",
+    "a\r\nb", "\x00", "\x7f", "a\u0301", "\ufeff",
 ]  # fmt: skip
 MARKED = [
     "<<CUSTOM-TYPE-START-IDENTIFIER>>",
@@ -76,14 +77,15 @@ def enums(draw: st.DrawFn) -> Any:
     names = draw(st.lists(st.sampled_from(["A", "B", "C", "low", "High"]), min_size=1, max_size=4, unique=True))
     members = [(name, draw(value)) for name in names]
     name = draw(st.sampled_from(ENUM_NAMES))
-    kind: Any = enum.Enum(name, members, type=base[0]) if len(base) == 2 else base[0](name, members)
+    make: Any = base[-1]
+    kind: Any = make(name, members, **({"type": base[0]} if len(base) == 2 else {}))
     kind.__doc__ = draw(st.one_of(st.none(), texts))
     return kind
 
 
 literals = st.lists(st.one_of(words, texts, st.integers(-5, 5), st.booleans(), st.none()), min_size=1, max_size=4).map(
-    lambda values: Literal[tuple(values)]
-)  # type: ignore[misc]
+    lambda given: Literal[tuple(given)]  # type: ignore[misc]
+)
 
 scalars = st.sampled_from([str, bool, int, float, type(None), Any, date, datetime, list, dict, tuple])
 
@@ -127,9 +129,8 @@ def models(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> Any:
         elif choice == 2 and isinstance(annotation, enum.EnumMeta):
             arguments["default"] = next(iter(annotation))
         elif choice == 3:
-            annotation, bounds = draw(
-                st.sampled_from([(int, {"gt": 0, "lt": 100}), (str, {"min_length": 1}), (float, {"ge": 0.5})])
-            )
+            kinds: list[Any] = [(int, {"gt": 0, "lt": 100}), (str, {"min_length": 1}), (float, {"ge": 0.5})]
+            annotation, bounds = draw(st.sampled_from(kinds))
             arguments.update(bounds)
         elif choice == 4:
             annotation, arguments["default"] = draw(
@@ -155,7 +156,7 @@ def models(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> Any:
     elif recursion == 1:
         fields["kids"] = (list[name], Field(default_factory=list))  # type: ignore[valid-type]
     model = pydantic.create_model(
-        name, __config__=ConfigDict(**settings_), __doc__=draw(st.one_of(st.none(), texts)), **fields
+        name, __config__=cast("ConfigDict", settings_), __doc__=draw(st.one_of(st.none(), texts)), **fields
     )
     model.model_rebuild(_types_namespace={name: model})
     return model
@@ -166,13 +167,11 @@ def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         inner.map(lambda t: list[t]),  # type: ignore[valid-type]
         inner.map(lambda t: dict[str, t]),  # type: ignore[valid-type]
         inner.map(lambda t: dict[int, t]),  # type: ignore[valid-type]
-        inner.map(lambda t: tuple[t, ...]),
+        inner.map(lambda t: tuple[t, ...]),  # type: ignore[valid-type]
         st.lists(inner, max_size=3).map(lambda ts: tuple[tuple(ts)]),  # type: ignore[misc]
-        inner.map(lambda t: Optional[t]),
-        st.lists(inner, min_size=1, max_size=3).map(lambda ts: Union[tuple(ts)]),
-        st.lists(st.sampled_from([int, str, None, float, bool]), min_size=2, max_size=3, unique=True).map(
-            lambda ts: ts[0] | ts[1] if ts[0] is not None else ts[1] | ts[0]
-        ),
+        inner.map(lambda t: Optional[t]),  # noqa: UP045
+        st.lists(inner, min_size=1, max_size=3).map(lambda ts: Union[tuple(ts)]),  # noqa: UP007
+        st.sampled_from([int | None, str | None, int | str, None | float, bool | list[int] | None]),
         models(inner),
         models(inner),
     )
@@ -186,15 +185,24 @@ annotations = st.recursive(st.one_of(scalars, literals, enums(), bounded), _cont
 def values(annotation: Any, depth: int = 0) -> st.SearchStrategy[Any]:
     """JSON data that the annotation mostly accepts."""
     plain: Mapping[Any, st.SearchStrategy[Any]] = {
-        str: texts, bool: st.booleans(), int: numbers, float: st.one_of(finite, st.integers(-5, 5)), type(None): st.none(),
-        Any: json_values, date: dates.map(str), datetime: times.map(lambda t: t.isoformat()), list: st.lists(json_values, max_size=3),
-        dict: st.dictionaries(texts, json_values, max_size=2), tuple: st.lists(json_values, max_size=2),
-    }  # fmt: skip
+        str: texts,
+        bool: st.booleans(),
+        int: numbers,
+        float: st.one_of(finite, st.integers(-5, 5)),
+        type(None): st.none(),
+        Any: json_values,
+        date: dates.map(str),
+        datetime: times.map(lambda t: t.isoformat()),
+        list: st.lists(json_values, max_size=3),
+        dict: st.dictionaries(texts, json_values, max_size=2),
+        tuple: st.lists(json_values, max_size=2),
+    }
     for known, strategy in plain.items():
         if annotation is known:
             return strategy
     if isinstance(annotation, enum.EnumMeta):
-        return st.sampled_from([member.value for member in annotation])  # type: ignore[var-annotated]
+        members: list[Any] = list(annotation)
+        return st.sampled_from([member.value for member in members])
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return st.sampled_from(args)
@@ -255,8 +263,8 @@ wild = st.one_of(
     st.tuples(texts, st.integers()),
     st.sampled_from(MARKED),
     st.builds(Opaque),
-    st.builds(lambda text: Badge(ownerName=text), texts),
-    st.builds(lambda inner: {"badge": Badge(level=inner), "opaque": Opaque()}, json_values),
+    st.builds(lambda text: Badge.model_validate({"ownerName": text}), texts),
+    st.builds(lambda inner: {"badge": Badge.model_validate({"level": inner}), "opaque": Opaque()}, json_values),
     enums().map(lambda kind: next(iter(kind))),
     st.sampled_from(
         [b"x", b"\xff", Decimal("1.50"), {1: "a", None: 2}, {1.5: [date(2020, 1, 1)]}, frozenset({1}), int, 1j]
@@ -313,7 +321,7 @@ def defaults(annotation: Any) -> st.SearchStrategy[dict[str, Any]]:
     options = [json_values.map(lambda value: {"default": value}), st.just({"default": None})]
     options.append(st.sampled_from([{"default_factory": list}, {"default_factory": dict}]))
     if isinstance(annotation, enum.EnumMeta):
-        options.append(st.sampled_from(list(annotation)).map(lambda member: {"default": member}))  # type: ignore[var-annotated]
+        options.append(st.sampled_from(list(annotation)).map(lambda member: {"default": member}))
     return st.one_of(*options)
 
 
@@ -345,10 +353,11 @@ def _text(value: Any) -> str:
 
 
 HOSTILE = [
-    "", " ", "{", "}" * 50, "{" * 99, "[" * 99, '{"a":' * 60, "[" * 2000, "{" * 400, "(" * 400, "NaN", "Infinity", "1" * 5000,
-    "[[ ## answer ## ]]", "[[ ## answer ## ]] x [[ ## score ## ]] y", "  [[ ## answer ## ]] shifted", "\ud800", "null", "[]",
-    '{"answer": NaN}', '{"answer": 1e999}', '{"answer": {"answer": 1}}', "``````", "\x00", "[{}]", '[{"answer": "a"}]',
-    "{'answer': 'a', 'score': 1,}", '{"answer": "a"', 'text {"answer": "a"} text {"answer": "b"}', "{{}}", '{"answer": "\\ud800"}',
+    "", " ", "{", "}" * 50, "{" * 99, "[" * 99, '{"a":' * 60, "[" * 2000, "{" * 400, "(" * 400, "NaN", "Infinity",
+    "1" * 5000, "[[ ## answer ## ]]", "[[ ## answer ## ]] x [[ ## score ## ]] y", "  [[ ## answer ## ]] shifted",
+    "\ud800", "null", "[]", '{"answer": NaN}', '{"answer": 1e999}', '{"answer": {"answer": 1}}', "``````", "\x00",
+    "[{}]", '[{"answer": "a"}]', "{'answer': 'a', 'score': 1,}", '{"answer": "a"',
+    'text {"answer": "a"} text {"answer": "b"}', "{{}}", '{"answer": "\\ud800"}',
 ]  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from vitrify.signatures.canonical import NotCanonical, canonical_json, digest, from_json_text, json_text, same_json
 
 from .strategies import profile

@@ -1,7 +1,5 @@
 """Data: every way a file can be wrong, and what a row's identity is."""
 
-# ruff: noqa: SIM300 - the house writes asserts expected == actual
-
 import copy
 import enum
 import json
@@ -187,8 +185,8 @@ def test_datasets_and_streams() -> None:
 
 
 def test_numpy_and_arrow_values_become_plain() -> None:
-    row = {"i": np.int64(3), "b": np.bool_(True), "f": np.float64(0.5), "a": np.array([[1, 2]]), "s": pyarrow.scalar("x"),
-           "d": {"k": (np.int8(1), [np.str_("t")])}}  # fmt: skip
+    row = {"i": np.int64(3), "b": np.bool_(True), "f": np.float64(0.5), "a": np.array([[1, 2]]),
+           "s": pyarrow.scalar("x"), "d": {"k": (np.int8(1), [np.str_("t")])}}  # fmt: skip
     found = load_rows([row])[0]
     assert {"i": 3, "b": True, "f": 0.5, "a": [[1, 2]], "s": "x", "d": {"k": (1, ["t"])}} == found
     assert [int, bool, float, list] == [type(found[name]) for name in "ibfa"]
@@ -248,11 +246,11 @@ def test_a_missing_column_names_the_nearest() -> None:
 
 
 def test_a_row_that_lacks_something_is_named() -> None:
-    with pytest.raises(DataError, match="Row 2 .*`answer`"):
+    with pytest.raises(DataError, match=r"Row 2 .*`answer`"):
         to_dataset([{"q": 1, "answer": 1}, {"answer": 2}], input_names=["q"])
-    with pytest.raises(DataError, match="Row 3 .*null"):
+    with pytest.raises(DataError, match=r"Row 3 .*null"):
         to_dataset([{"q": 1}, {"q": 0}, {"q": None}], input_names=["q"])
-    with pytest.raises(DataError, match="Row 2 .*answer"):
+    with pytest.raises(DataError, match=r"Row 2 .*answer"):
         to_dataset([{"q": 1, "answer": 1}, {"q": 2}], input_names=["q"], label_names=["answer"])
     with pytest.raises(DataError, match="at least one row"):
         to_dataset([], input_names=["q"])

@@ -1,7 +1,5 @@
 """Evidence: intervals that hold what they say, on tables one can check by hand and on simulated ones."""
 
-# ruff: noqa: SIM300 - the house writes asserts expected == actual
-
 import json
 import math
 
@@ -325,9 +323,9 @@ def test_detectable_gain_is_where_power_crosses() -> None:
     assert sorted(gains, reverse=True) == gains
     assert detectable_gain(100, power=0.8) > detectable_gain(100, power=0.5)
     assert 1.0 == detectable_gain(1)
-    for wrong in (lambda: detectable_gain(0), lambda: detectable_gain(9, 0.0), lambda: detectable_gain(9, power=1)):
+    for n, share, power in ((0, 0.25, 0.5), (9, 0.0, 0.5), (9, 0.25, 1.0)):
         with pytest.raises(DataError):
-            wrong()
+            detectable_gain(n, share, power)
 
 
 def test_a_gain_of_detectable_size_is_shown_about_half_the_time() -> None:

@@ -3,7 +3,7 @@
 import enum
 import json
 import os
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
 
@@ -13,7 +13,6 @@ import pytest
 from dspy.adapters.types.decision import Noul
 from hypothesis import given
 from hypothesis import strategies as st
-
 from vitrify.signatures.canonical import canonical_json, from_json_text
 from vitrify.signatures.errors import ArtifactError
 from vitrify.signatures.lower import annotations, lower
@@ -24,12 +23,12 @@ from vitrify.signatures.values import jsonable, render_value
 from .strategies import profile, signatures, texts, wild
 
 
-class Team(str, enum.Enum):
+class Team(str, enum.Enum):  # noqa: UP042 - the spelling most users know
     CARDS = "cards"
     OTHER = "other"
 
 
-class Triage(dspy.Signature):  # type: ignore[misc]
+class Triage(dspy.Signature):
     """Route a customer message to the team that owns it.
 
     Be   quick.
@@ -38,7 +37,7 @@ class Triage(dspy.Signature):  # type: ignore[misc]
     team: Team = dspy.OutputField(desc="who", default=Team.OTHER)
     message: str = dspy.InputField()
     urgent: Literal["yes", "no"] = dspy.OutputField()
-    history: Optional[list[str]] = dspy.InputField(default=None, max_length=3)
+    history: list[str] | None = dspy.InputField(default=None, max_length=3)
     tags: list[str] = dspy.OutputField(default_factory=list)
 
 
@@ -59,7 +58,7 @@ def test_a_signature() -> None:
     assert ("maximum length: 3", Default("value", "null")) == (history.constraints, history.default)
     assert ("who", Default("member", '["Team", "OTHER"]')) == (team.description, team.default)
     assert Default("factory", "list") == tags.default
-    assert {"message": str, "history": Optional[list[str]]} == dict(list(annotations(Triage).items())[:2])
+    assert {"message": str, "history": list[str] | None} == dict(list(annotations(Triage).items())[:2])
 
 
 def test_strings_and_their_custom_types() -> None:
@@ -109,7 +108,7 @@ def test_differences_are_readable() -> None:
     assert ("order of fields: `a, b, c` became `b, a, c`",) == swapped
 
 
-class Refusing(dspy.Signature):  # type: ignore[misc]
+class Refusing(dspy.Signature):
     """Each output has a reason of its own."""
 
     question: str = dspy.InputField()

@@ -1,6 +1,7 @@
 """The request that a PromptPlan makes is DSPy's own, byte for byte; DSPy is the oracle."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -16,7 +17,6 @@ from dspy.clients.legacy_requests import _strict_json_schema
 from dspy.utils.exceptions import AdapterParseError
 from hypothesis import given
 from hypothesis import strategies as st
-
 from vitrify.signatures.errors import ArtifactError
 from vitrify.signatures.lower import annotations, lower
 from vitrify.signatures.prompt import Capabilities, NeedsAdapter, PromptPlan
@@ -48,7 +48,7 @@ class Engine:
         )  # fmt: skip
 
 
-class Recorder(dspy.LM):  # type: ignore[misc]
+class Recorder(dspy.LM):
     """A dspy.LM that notes what an adapter passes to it."""
 
     def __init__(self, capabilities: Capabilities) -> None:
@@ -184,11 +184,8 @@ def test_generators_reach_what_they_should() -> None:
     assert TALLY.counts.get("unsupported", 0) * 4 < equal
 
 
-@pytest.mark.parametrize(
-    "can", [Capabilities(a, b, c, d) for a in (0, 1) for b in (0, 1) for c in (0, 1) for d in (0, 1)]
-)
+@pytest.mark.parametrize("can", [Capabilities(*flags) for flags in itertools.product([False, True], repeat=4)])
 def test_every_combination_of_capabilities(can: Capabilities) -> None:
-    can = Capabilities(*map(bool, (can.response_format, can.response_schema, can.function_calling, can.reasoning)))
     for text in ("question -> answer: list[int], score: float", "question -> answer: dict[str, int]"):
         signature = dspy.Signature(text)
         spec = lower(signature)
@@ -247,7 +244,7 @@ def test_plan_is_closed() -> None:
     good: Any = plan.to_json()
     assert plan == PromptPlan.from_json(good)
     assert plan.fingerprint == PromptPlan.from_json(good).fingerprint
-    for bad in (
+    damaged: list[Any] = [
         {**good, "more": 1},
         {key: value for key, value in good.items() if key != "holes"},
         {**good, "format": "xml"},
@@ -256,7 +253,8 @@ def test_plan_is_closed() -> None:
         {**good, "response_schema": "[1]"},
         {**good, "response_schema": "{"},
         [],
-    ):
+    ]
+    for bad in damaged:
         with pytest.raises(ArtifactError):
             PromptPlan.from_json(bad)
 

@@ -13,7 +13,6 @@ import pytest
 import regex
 from hypothesis import given
 from hypothesis import strategies as st
-
 from vitrify.signatures.lower import annotations, lower
 from vitrify.signatures.reply import ParseError, ReplyParser, _first_object
 from vitrify.signatures.signature import SignatureSpec

@@ -5,7 +5,7 @@ import enum
 import typing
 from datetime import date
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Optional, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import dspy
 import pydantic
@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
-
 from vitrify.signatures.canonical import canonical_json, from_json_text
 from vitrify.signatures.contract import annotation_name
 from vitrify.signatures.errors import ArtifactError
@@ -42,7 +41,7 @@ def test_types_go_through_json_and_validate_the_same(data: st.DataObject) -> Non
     # Through canonical text, as in an artifact.
     again = type_from_json(from_json_text(canonical_json(spec.to_json())))
     assert spec == again
-    rebuilt = python_type(again)
+    rebuilt: Any = python_type(again)
     assert annotation_name(annotation) == annotation_name(rebuilt)
     assert pydantic.TypeAdapter(annotation).json_schema() == pydantic.TypeAdapter(rebuilt).json_schema()
     assert spec == lower_type(rebuilt)
@@ -149,13 +148,13 @@ T = typing.TypeVar("T")
     "annotation",
     [
         dspy.Image, dspy.Tool, list[dspy.Tool], dspy.ToolCalls, dspy.History, dspy.Code, dspy.Reasoning, dspy.File,
-        Optional[dspy.Image], dict[str, dspy.Audio], Odd, Checked, Serialized, Computed, PostInit, OwnInit, OwnSchema,
+        dspy.Image | None, dict[str, dspy.Audio], Odd, Checked, Serialized, Computed, PostInit, OwnInit, OwnSchema,
         Hidden, Factory, Root, Holds, Before, list[Before], Point, Data, set, set[int], frozenset[int], bytes, complex,
-        Decimal, object, typing.Callable, typing.List, typing.Dict, typing.Tuple, typing.Sequence[int], T, list[T],  # type: ignore[valid-type]
+        Decimal, object, typing.Callable, typing.Sequence[int], T, list[T],  # type: ignore[valid-type]
         "str", list["str"], typing.NewType("N", int), pydantic.EmailStr, pydantic.AnyUrl, pydantic.Json,
         Annotated[int, "note"], Annotated[int, pydantic.AfterValidator(abs)], Literal[b"x"], Literal[Color.RED],
         Literal[2**60], enum.Flag("F", "A B"), enum.Enum("Big", {"A": 1.5}), enum.Enum("Pair", {"A": (1, 2)}),
-        dspy.Signature, type, ...,
+        dspy.Signature, type, ..., *(getattr(typing, name) for name in ("List", "Dict", "Tuple")),
     ],
 )  # fmt: skip
 def test_outside_the_grammar(annotation: Any) -> None:
@@ -175,7 +174,7 @@ class Leaf(BaseModel):
 
 
 class Left(BaseModel):
-    right: "Optional[Right]" = None
+    right: "Right | None" = None
     leaves: list[Leaf] = []
 
 
@@ -193,15 +192,16 @@ def test_models(annotation: Any) -> None:
     assert isinstance(spec, TypeSpec), spec
     assert spec == type_from_json(from_json_text(canonical_json(spec.to_json())))
     rebuilt = python_type(spec)
-    leaf = {"theSize": 4, "color": "r", "when": "2024-01-02"}
-    for value in (
+    leaf: Any = {"theSize": 4, "color": "r", "when": "2024-01-02"}
+    given: list[Any] = [
         leaf,
         [leaf],
         {"leaves": [leaf]},
         {"left": {"leaves": [leaf], "right": {"left": {}}}, "kids": {}},
         {"a": {}},
         {},
-    ):
+    ]
+    for value in given:
         assert outcome(annotation, value) == outcome(rebuilt, value)
 
 

@@ -1,9 +1,10 @@
 """Splits: by content, never overlapping, whatever the order of the file."""
 
-# ruff: noqa: SIM300 - the house writes asserts expected == actual
-
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -104,6 +105,27 @@ def test_sets_do_not_follow_the_ids() -> None:
     assert 0.25 < together < 0.45  # .2**2 + .4**2 + .4**2 = .36 by chance
 
 
+def test_other_hash_seeds_give_the_same_bytes() -> None:
+    code = (
+        "import random\nfrom vitrify.compiler.data import to_dataset\nfrom vitrify.compiler.splits import split\n"
+        "r = random.Random(0)\n"
+        "rows = [{'q': ' '.join(r.choices('abcdefgh', k=r.randint(3, 9))), 'l': r.choice('xyz')} for _ in range(300)]\n"
+        "s = split(to_dataset(rows, input_names=['q']), seed=0)\nprint(s.digest, s.moved, sorted(s.groups.items()))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for seed in ("1", "2")
+    ]
+    assert runs[0].stdout == runs[1].stdout
+    assert " " in runs[0].stdout
+
+
 # --- strata ---------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +166,8 @@ def test_rows_that_differ_in_case_space_and_punctuation_stay_together() -> None:
         said = text(rng, 4)
         rows += [{"q": said, "a": number}, {"q": f"  {said.upper()}!\n", "a": -number}]
     splits = split(of(rows), seed=3)
-    place, number_of = where(splits), {}
+    place = where(splits)
+    number_of: dict[int, set[str]] = {}
     for example in [*splits.train, *splits.select, *splits.test]:
         number_of.setdefault(abs(example.labels["a"]), set()).add(place[example.id])
     assert all(len(sets) == 1 for sets in number_of.values())
@@ -269,9 +292,9 @@ def test_own_select_and_all_three() -> None:
 def test_own_sets_that_make_no_sense() -> None:
     data = dataset(30)
     empty = Dataset((), ("q",), ("label",))
-    with pytest.raises(DataError, match="test set .* it is empty"):
+    with pytest.raises(DataError, match=r"test set .* it is empty"):
         split(data, seed=0, test=empty)
-    with pytest.raises(DataError, match="select set .* all 30 rows"):
+    with pytest.raises(DataError, match=r"select set .* all 30 rows"):
         split(dataset(30, seed=2), seed=0, select=data, test=data)
     with pytest.raises(DataError, match="set of your own"):
         split(data, seed=0, test=data)
