@@ -61,6 +61,10 @@ class Example:
         # A mapping proxy can be neither pickled nor deep-copied.
         return Example, (dict(self.inputs), dict(self.labels), self.row)
 
+    def own_inputs(self) -> dict[str, Any]:
+        """Return the inputs as values of the caller's own: a program that changes a list doesn't change the example."""
+        return _own(self.inputs)
+
     def to_dspy(self) -> Any:
         """Return a fresh `dspy.Example` with its inputs declared; what it does to its values stays there."""
         import dspy

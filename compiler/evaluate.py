@@ -160,7 +160,7 @@ class Evaluator:
     def _evaluate(self, target: Target, bound: Any, example: Example, traced: bool, lm: EngineLM) -> Outcome:
         scope = Scope()
         with self._context(scope, lm, target.adapter):
-            prediction, failure = self._call(bound, example.inputs, target, scope, example.row)
+            prediction, failure = self._call(bound, example.own_inputs(), target, scope, example.row)
             if failure is not None:
                 return Malformed(failure, scope.cost)
             steps = trace_steps(dspy.settings.trace or [])

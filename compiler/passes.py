@@ -89,8 +89,8 @@ def _affordable(job: Job, state: State, calls_per_example: int) -> int:
     if left < calls_per_example * 4:
         raise RequestError(
             f"`budget.calls` is {job.budget.calls}, and this data needs at least "
-            f"{certify + before + calls_per_example * 4}: {certify} for the sealed test ({len(state.splits.test)} rows, "
-            f"baseline and winner, {calls_per_example} calls "
+            f"{certify + before + calls_per_example * 4}: {certify} for the sealed test "
+            f"({len(state.splits.test)} rows, baseline and winner, {calls_per_example} calls "
             f"a row) and {before} for demonstrations and proposals; raise it, or give fewer rows."
         )
     return min(wanted, left // calls_per_example)
@@ -210,7 +210,12 @@ def certify(state: State, run: Run) -> State:
     baseline = tuple(run.run(state.levels.candidate(home), test))
     shipped = state.found.shipped
     compiled = baseline if shipped == home else tuple(run.run(state.levels.candidate(shipped), test))
-    evidence = paired_evidence([o.score for o in baseline], [o.score for o in compiled], seed=state.job.seed)
+    evidence = paired_evidence(
+        [outcome.score for outcome in baseline],
+        [outcome.score for outcome in compiled],
+        seed=state.job.seed,
+        groups=state.splits.groups_of(test),
+    )
     return replace(state, certificate=Certificate(evidence, baseline, compiled))
 
 

@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import optuna
 
+from ..signatures.errors import RequestError
 from .rng import generator, integer
 from .space import Point, SearchSpace
 from .surrogate import Surrogate
@@ -203,11 +205,13 @@ def search(
 def _rung(budget: int, examples: int, size: int) -> int:
     """Return how many examples the first comparison takes: enough to tell, few enough to see many points."""
     points = min(size, max(8, int(budget**0.5)))
-    return max(1, min(examples, max(8, int(0.5 * budget / points))))
+    return max(1, min(examples, budget // 2, max(8, int(0.5 * budget / points))))
 
 
 def _study(sampler: SamplerName, seed: int) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if sampler == "gp" and find_spec("torch") is None:
+        raise RequestError("the sampler gp needs torch, which isn't installed: run `pip install torch`, or take tpe.")
     number = integer(seed, "search.sampler") % 2**32
     kinds: dict[str, Callable[[], Any]] = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=number, multivariate=True, constant_liar=True),

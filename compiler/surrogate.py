@@ -44,14 +44,32 @@ class Belief:
         return self.mean - 1.959964 * self.sd, self.mean + 1.959964 * self.sd
 
 
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """The posterior under one pair of variances.
+
+    Attributes:
+        log_weight: The log marginal likelihood, up to a constant.
+        tau2: The variance of the levels' effects.
+        omega2: The variance of the residuals.
+        weighted: The inverse covariance of the scored points times y.
+        factor: Its Cholesky factor.
+    """
+
+    log_weight: float
+    tau2: float
+    omega2: float
+    weighted: Floats
+    factor: Floats
+
+
 @dataclass(frozen=True)
 class Surrogate:
     """The posterior over points; `beliefs` also answers for points that were never scored."""
 
     home: Point
     points: tuple[Point, ...]
-    components: tuple[tuple[float, float, float, Floats, Floats], ...]
-    """(weight, tau^2, omega^2, inverse covariance times y, Cholesky factor) for each grid cell."""
+    cells: tuple[Cell, ...]
 
     @classmethod
     def fit(cls, differences: Mapping[Point, Floats], home: Point) -> "Surrogate":
@@ -65,22 +83,14 @@ class Surrogate:
         variance, spread = pooled_variance([values for _, values in rows])
         noise = variance / 2 * (1 / np.maximum.outer(n, n) + np.diag(1 / n))
         shared = _shared(points, points, home)
-        same = np.eye(len(points))
-        cells = []
-        for tau in GRID:
-            for omega in GRID[: GRID.index(tau) + 1] if len(home) > 1 else GRID[:1]:
-                prior = (tau * spread) ** 2 * shared + (omega * spread) ** 2 * same
-                factor = np.linalg.cholesky(prior + noise)
-                weighted = linalg.cho_solve((factor, True), y)
-                evidence = -0.5 * float(y @ weighted) - float(np.log(np.diag(factor)).sum())
-                cells.append((evidence, (tau * spread) ** 2, (omega * spread) ** 2, weighted, factor))
-        top = max(cell[0] for cell in cells)
-        weights = np.exp(np.array([cell[0] for cell in cells]) - top)
-        weights /= weights.sum()
-        kept = [
-            (float(w), cell[1], cell[2], cell[3], cell[4]) for w, cell in zip(weights, cells, strict=True) if w > 1e-4
+        cells = [
+            _cell((tau * spread) ** 2, (omega * spread) ** 2, shared, noise, y)
+            for tau in GRID
+            for omega in (GRID if len(home) > 1 else GRID[:1])
+            if omega <= tau
         ]
-        return cls(home, points, tuple(kept))
+        top = max(cell.log_weight for cell in cells)
+        return cls(home, points, tuple(cell for cell in cells if cell.log_weight > top - 10))
 
     def beliefs(self, asked: Sequence[Point]) -> list[Belief]:
         """Return what is believed of each point."""
@@ -90,17 +100,25 @@ class Surrogate:
         own = np.array([[p == q for q in self.points] for p in asked], dtype=np.float64)
         size = np.array([sum(a != b for a, b in zip(p, self.home, strict=True)) for p in asked], dtype=np.float64)
         away = np.array([p != self.home for p in asked], dtype=np.float64)
-        total = sum(cell[0] for cell in self.components)
+        top = max(cell.log_weight for cell in self.cells)
+        weights = np.exp(np.array([cell.log_weight - top for cell in self.cells]))
         mean, second = np.zeros(len(asked)), np.zeros(len(asked))
-        for weight, tau2, omega2, weighted, factor in self.components:
-            k = tau2 * cross + omega2 * own
-            m = k @ weighted
-            half = linalg.solve_triangular(factor, k.T, lower=True)
-            var = np.maximum(tau2 * size + omega2 * away - (half**2).sum(axis=0), 1e-12)
-            mean += weight / total * m
-            second += weight / total * (var + m**2)
+        for weight, cell in zip(weights / weights.sum(), self.cells, strict=True):
+            k = cell.tau2 * cross + cell.omega2 * own
+            m = k @ cell.weighted
+            half = linalg.solve_triangular(cell.factor, k.T, lower=True)
+            var = np.maximum(cell.tau2 * size + cell.omega2 * away - (half**2).sum(axis=0), 1e-12)
+            mean += weight * m
+            second += weight * (var + m**2)
         sd = np.sqrt(np.maximum(second - mean**2, 1e-12))
         return [Belief(float(a), float(b)) for a, b in zip(mean, sd, strict=True)]
+
+
+def _cell(tau2: float, omega2: float, shared: Floats, noise: Floats, y: Floats) -> Cell:
+    factor = np.asarray(np.linalg.cholesky(tau2 * shared + omega2 * np.eye(len(y)) + noise), dtype=np.float64)
+    weighted = linalg.cho_solve((factor, True), y)
+    likelihood = -0.5 * float(y @ weighted) - float(np.log(np.diag(factor)).sum())
+    return Cell(likelihood, tau2, omega2, weighted, factor)
 
 
 def _shared(left: Sequence[Point], right: Sequence[Point], home: Point) -> Floats:

@@ -84,7 +84,7 @@ def enums(draw: st.DrawFn) -> Any:
 
 
 literals = st.lists(st.one_of(words, texts, st.integers(-5, 5), st.booleans(), st.none()), min_size=1, max_size=4).map(
-    lambda given: Literal[tuple(given)]  # type: ignore[misc]
+    lambda given: Literal[tuple(given)]
 )
 
 scalars = st.sampled_from([str, bool, int, float, type(None), Any, date, datetime, list, dict, tuple])
@@ -177,7 +177,9 @@ def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-annotations = st.recursive(st.one_of(scalars, literals, enums(), bounded), _containers, max_leaves=4)
+annotations: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(scalars, literals, enums(), bounded), _containers, max_leaves=4
+)
 
 # Values --------------------------------------------------------------------------------------------------------------
 
