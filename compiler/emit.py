@@ -185,7 +185,7 @@ def _selection(state: State) -> SelectionRecord:
 def _provenance(state: State, run: Run) -> ProvenanceRecord:
     job, meter = state.job, run.evaluator.meter
     calls, usage = meter.logical
-    outcomes = (*(state.certificate.baseline if state.certificate else ()),)
+    outcomes = state.certificate.compiled if state.certificate is not None else ()
     return ProvenanceRecord(
         versions={name: _version(name) for name in ("vitrify", "dspy", "pydantic", "json-repair", "optuna")},
         seed=job.seed,

@@ -58,7 +58,9 @@ def test_works_in_an_empty_environment(wheel: Path, helpdesk: Path, tmp_path: Pa
     told = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert "pip install 'vitrify[compile]'" in told.stdout
     args = ["compile", "x.py:X", "--data", "d.csv", "--metric", "exact:a", "--lm", "embedded", "-o", "x.json"]
-    refused = subprocess.run([env / "bin" / "vitrify", *args], capture_output=True, text=True, cwd=tmp_path, check=False)
+    refused = subprocess.run(
+        [env / "bin" / "vitrify", *args], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert 2 == refused.returncode
     assert "vitrify[compile]" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -1,0 +1,449 @@
+"""compile() from end to end on the embedded model: what it promises about bytes, data, metrics and failures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import dspy
+import pytest
+from vitrify.compiler.metric import MetricBug
+from vitrify.compiler.outcome import ProgramBug, Refused
+from vitrify.programs.embedded import Embedded
+from vitrify.programs.lm import LMError, Reply, Request
+from vitrify.signatures.errors import ArtifactError, DataError, MetricError, ProgramError, RequestError
+
+import vitrify
+
+ROOT = Path(__file__).resolve().parent.parent
+TICKETS = [json.loads(line) for line in (ROOT / "examples/helpdesk/tickets.jsonl").read_text().splitlines()]
+Team = Literal["delivery", "returns", "billing", "account", "product", "warranty", "store", "privacy"]
+
+
+class Route(dspy.Signature):
+    """Find the team that should answer a customer's message."""
+
+    message: str = dspy.InputField()
+    team: Team = dspy.OutputField()
+
+
+class Desk(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.route = dspy.Predict(Route)
+
+    def forward(self, message: str) -> dspy.Prediction:
+        return self.route(message=message)
+
+
+class Counting(Embedded):
+    """The embedded model, counting what it is asked; after `dies_at` requests its server is gone."""
+
+    def __init__(self, dies_at: int | None = None, cause: Any = "server") -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.dies_at = dies_at
+        self.cause = cause
+
+    def complete(self, request: Request) -> Reply:
+        self.asked.append(request.key)
+        if self.dies_at is not None and len(self.asked) > self.dies_at:
+            raise LMError("the server is gone", cause=self.cause)
+        return super().complete(request)
+
+
+def small(**more: Any) -> vitrify.Options:
+    return vitrify.Options(**{"instructions": 2, "demo_sets": 3, "max_demos": 8, "concurrency": 4, **more})
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Callable[..., vitrify.Artifact]:
+    def run(program: Any = None, data: Any = None, metric: Any = "exact:team", **more: Any) -> vitrify.Artifact:
+        more.setdefault("lm", "embedded")
+        more.setdefault("options", small())
+        more.setdefault("run_dir", tmp_path / f"run{len(list(tmp_path.iterdir()))}")
+        return vitrify.compile(program or Desk(), data if data is not None else TICKETS[:150], metric, **more)
+
+    return run
+
+
+def test_the_compiled_program_is_better_and_says_by_how_much(compiled: Callable[..., vitrify.Artifact]) -> None:
+    artifact = compiled(data=TICKETS, options=vitrify.Options())
+    evidence = artifact.evidence
+    assert evidence.improved
+    assert 144 == evidence.n
+    assert evidence.interval[0] < evidence.difference < evidence.interval[1]
+    assert evidence.interval[0] > 0.1
+    assert abs(evidence.compiled - evidence.baseline - evidence.difference) < 1e-9
+    assert "compiled" == artifact.selection.shipped
+    assert "points" in str(evidence)
+
+
+@pytest.mark.parametrize("concurrency", [1, 7, 64])
+def test_same_inputs_same_bytes_at_any_concurrency(compiled: Callable[..., vitrify.Artifact], concurrency: int) -> None:
+    reference = compiled(options=small(concurrency=3)).to_bytes()
+    assert reference == compiled(options=small(concurrency=concurrency)).to_bytes()
+
+
+def test_another_seed_is_another_compile(compiled: Callable[..., vitrify.Artifact]) -> None:
+    assert compiled(seed=0).to_bytes() != compiled(seed=1).to_bytes()
+
+
+def test_the_order_of_the_rows_in_the_file_does_not_matter_to_the_sets(
+    compiled: Callable[..., vitrify.Artifact],
+) -> None:
+    first, second = compiled(), compiled(data=list(reversed(TICKETS[:150])))
+    assert first.provenance.data_sha256 == second.provenance.data_sha256
+    assert first.evidence == second.evidence
+
+
+def test_a_run_goes_on_where_it_stopped_and_pays_nothing_twice(
+    compiled: Callable[..., vitrify.Artifact], tmp_path: Path
+) -> None:
+    whole = Counting()
+    reference = compiled(lm=whole, run_dir=tmp_path / "whole")
+    run_dir = tmp_path / "broken"
+    paid: set[str] = set()
+    for dies_at in (3, 60, 200):
+        mortal = Counting(dies_at)
+        with pytest.raises(Refused, match="the server is gone"):
+            compiled(lm=mortal, run_dir=run_dir)
+        answered = set(mortal.asked[:dies_at])
+        assert not paid & answered
+        paid |= answered
+    last = Counting()
+    assert reference.to_bytes() == compiled(lm=last, run_dir=run_dir).to_bytes()
+    assert not paid & set(last.asked)
+    assert set(whole.asked) == paid | set(last.asked)
+    again = Counting()
+    compiled(lm=again, run_dir=run_dir)
+    assert [] == again.asked
+
+
+def test_two_compiles_in_one_run_directory(compiled: Callable[..., vitrify.Artifact], tmp_path: Path) -> None:
+    from vitrify.compiler.ledger import Ledger
+
+    with Ledger(tmp_path / "shared"), pytest.raises(RequestError, match="in use by another compile"):
+        compiled(run_dir=tmp_path / "shared")
+
+
+def test_the_program_is_left_as_it_was(compiled: Callable[..., vitrify.Artifact]) -> None:
+    program = Desk()
+    before = program.dump_state()
+    compiled(program)
+    assert before == program.dump_state()
+    assert type(program.route) is dspy.Predict
+
+
+def test_a_bare_predictor_and_a_string_signature(compiled: Callable[..., vitrify.Artifact], tmp_path: Path) -> None:
+    artifact = compiled(dspy.ChainOfThought("message -> team"))
+    assert "sealed" == artifact.program.kind
+    loaded = vitrify.load(artifact.save(tmp_path / "a.json"))
+    assert loaded(message="where is my parcel").team
+
+
+def test_rows_may_be_dspy_examples(compiled: Callable[..., vitrify.Artifact]) -> None:
+    rows = [dspy.Example(**row).with_inputs("message") for row in TICKETS[:150]]
+    assert compiled(data=rows).evidence == compiled().evidence
+
+
+def test_rows_without_labels_serve_where_the_metric_needs_none(compiled: Callable[..., vitrify.Artifact]) -> None:
+    rows = [{"message": row["message"]} for row in TICKETS[:80]]
+    artifact = compiled(data=rows, metric=lambda example, pred, trace=None: len(pred.team) > 5)
+    assert 0 <= artifact.evidence.baseline <= 1
+
+
+# Metrics.
+
+
+def test_the_metric_sees_the_trace_while_bootstrapping_alone(compiled: Callable[..., vitrify.Artifact]) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def metric(example: Any, pred: Any, trace: Any = None) -> bool:
+        seen.append((example.message, trace is not None))
+        if trace is not None:
+            (step,) = trace
+            assert isinstance(step[0], dspy.Predict)
+            assert step[1]["message"] == example.message
+            assert step[2].team == pred.team
+        return bool(pred.team == example.team)
+
+    artifact = compiled(metric=metric)
+    traced = {message for message, with_trace in seen if with_trace}
+    assert artifact.provenance.rows["train"] == len(traced)
+    assert len({message for message, _ in seen}) == 150
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda right: right,
+        lambda right: int(right),
+        lambda right: float(right),
+        lambda right: vitrify.Score(float(right), "look at the verb"),
+        lambda right: dspy.Prediction(score=float(right), feedback="look at the verb"),
+        lambda right: {"score": right, "feedback": "look at the verb"},
+    ],
+)
+def test_what_a_metric_may_return(compiled: Callable[..., vitrify.Artifact], value: Callable[[bool], Any]) -> None:
+    artifact = compiled(metric=lambda example, pred, trace=None: value(pred.team == example.team))
+    assert compiled().evidence.baseline == artifact.evidence.baseline
+
+
+def test_a_feedback_metric_in_gepas_form(compiled: Callable[..., vitrify.Artifact]) -> None:
+    def metric(gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any) -> dspy.Prediction:
+        return dspy.Prediction(score=float(pred.team == gold.team), feedback="look at the verb")
+
+    assert compiled().evidence.baseline == compiled(metric=metric).evidence.baseline
+
+
+@pytest.mark.parametrize("value", ["yes", None, float("nan"), [1]])
+def test_what_a_metric_may_not_return(compiled: Callable[..., vitrify.Artifact], value: Any) -> None:
+    with pytest.raises(MetricError, match="metric"):
+        compiled(metric=lambda example, pred, trace=None: value)
+
+
+def test_a_metric_that_raises_stops_at_the_first_and_names_the_row(compiled: Callable[..., vitrify.Artifact]) -> None:
+    calls: list[str] = []
+
+    def metric(example: Any, pred: Any, trace: Any = None) -> bool:
+        calls.append(example.message)
+        raise KeyError("urgency")
+
+    with pytest.raises(MetricBug, match=r"KeyError on row \d+"):
+        compiled(metric=metric)
+    assert 1 == len(calls)
+
+
+def test_a_metric_may_ask_a_model_and_its_calls_are_metered_and_kept(
+    compiled: Callable[..., vitrify.Artifact], tmp_path: Path
+) -> None:
+    judge = dspy.Predict("message, team -> fits: bool")
+
+    def metric(example: Any, pred: Any, trace: Any = None) -> bool:
+        return bool(judge(message=example.message, team=pred.team).fits)
+
+    plain, model = compiled(), Counting()
+    judged = compiled(metric=metric, lm=model, run_dir=tmp_path / "judged")
+    assert judged.provenance.calls > plain.provenance.calls
+    assert judged.provenance.calls == len(set(model.asked))
+    again = Counting()
+    compiled(metric=metric, lm=again, run_dir=tmp_path / "judged")
+    assert [] == again.asked
+
+
+# Programs and models that fail.
+
+
+def test_a_program_that_raises_is_named_with_its_row(compiled: Callable[..., vitrify.Artifact]) -> None:
+    class Broken(Desk):
+        def forward(self, message: str) -> dspy.Prediction:
+            return self.route(message=message).nothing
+
+    with pytest.raises(ProgramBug, match=r"Broken raised AttributeError on row \d+"):
+        compiled(Broken())
+
+
+def test_a_refusal_that_the_program_swallows_is_still_no_score(compiled: Callable[..., vitrify.Artifact]) -> None:
+    class Careless(Desk):
+        def forward(self, message: str) -> dspy.Prediction:
+            try:
+                return self.route(message=message)
+            except Exception:
+                return dspy.Prediction(team="delivery")
+
+    with pytest.raises(Refused):
+        compiled(Careless(), lm=Counting(dies_at=40))
+
+
+def test_a_wrong_key_is_a_wrong_request(compiled: Callable[..., vitrify.Artifact]) -> None:
+    model = Counting(dies_at=0, cause="auth")
+    with pytest.raises(Refused) as caught:
+        compiled(lm=model)
+    assert 2 == caught.value.exit_code
+    assert 1 == len(model.asked)
+
+
+def test_unreadable_replies_are_failures_and_counted(compiled: Callable[..., vitrify.Artifact]) -> None:
+    class Mumbling(Counting):
+        def complete(self, request: Request) -> Reply:
+            reply = super().complete(request)
+            hidden = int(request.key[:2], 16) % 3 == 0
+            return Reply("well, hard to say", reply.usage, reply.model) if hidden else reply
+
+    artifact = compiled(lm=Mumbling())
+    assert any("no readable values" in note for note in artifact.notes)
+    assert artifact.provenance.reparsed > 0
+
+
+def test_a_prompt_that_does_not_fit_counts_against_its_candidate_alone(
+    compiled: Callable[..., vitrify.Artifact],
+) -> None:
+    class Short(Counting):
+        def complete(self, request: Request) -> Reply:
+            if len(request.messages) > 6:
+                raise LMError("too long", cause="context_overflow")
+            return super().complete(request)
+
+    artifact = compiled(lm=Short())
+    assert all(len(record.demos) <= 2 for record in artifact.predictors)
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "says"),
+    [
+        (dspy.Module(), ProgramError, "no predictors"),
+        (Desk, ProgramError, "not the class"),
+        ("Desk", ProgramError, "dspy.Module"),
+    ],
+)
+def test_programs_that_cannot_be_compiled(
+    compiled: Callable[..., vitrify.Artifact], program: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        compiled(program)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"data": [{"mesage": "a", "team": "store"}] * 3}, DataError, "message"),
+        ({"data": []}, DataError, "at least one row"),
+        ({"metric": "exact:taem"}, DataError, "did you mean `team`"),
+        ({"metric": "exakt:team"}, MetricError, "exact"),
+        ({"lm": "gpt-4o-mini"}, RequestError, "openai/gpt-4o-mini"),
+        ({"seed": "0"}, RequestError, "whole number"),
+        ({"budget": vitrify.Budget(calls=10)}, RequestError, "at least"),
+        ({"lm": "embedded", "budget": vitrify.Budget(calls=100)}, RequestError, "raise it, or give fewer rows"),
+    ],
+)
+def test_requests_that_are_wrong_cost_nothing(
+    compiled: Callable[..., vitrify.Artifact], change: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        compiled(**change)
+
+
+def test_options_and_budgets_say_their_rules() -> None:
+    with pytest.raises(RequestError, match="effort is light, medium or heavy"):
+        vitrify.Options(effort="hard")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="`calls` is a number"):
+        vitrify.Budget(calls=-1)
+
+
+# Budget.
+
+
+@pytest.mark.parametrize("calls", [330, 500, 900])
+def test_a_budget_in_calls_is_kept(compiled: Callable[..., vitrify.Artifact], calls: int) -> None:
+    model = Counting()
+    artifact = compiled(lm=model, budget=vitrify.Budget(calls=calls))
+    assert len(model.asked) <= calls
+    assert artifact.provenance.calls == len(set(model.asked))
+
+
+def test_a_budget_in_tokens_ends_the_search_and_certifies(compiled: Callable[..., vitrify.Artifact]) -> None:
+    free = compiled()
+    spent = free.provenance.prompt_tokens + free.provenance.completion_tokens
+    less = compiled(budget=vitrify.Budget(tokens=spent // 2))
+    assert less.selection.evaluations < free.selection.evaluations
+    assert free.evidence.n == less.evidence.n
+
+
+def test_a_budget_in_dollars_needs_a_price(compiled: Callable[..., vitrify.Artifact]) -> None:
+    class Unknown(Counting):
+        name = "nobody/knows"
+
+    with pytest.raises(RequestError, match="Options\\(price="):
+        compiled(lm=Unknown(), budget=vitrify.Budget(dollars=1.0))
+    artifact = compiled(lm=Unknown(), budget=vitrify.Budget(dollars=1.0), options=small(price=(0.15, 0.6)))
+    assert artifact.provenance.dollars is not None
+    assert 0 < artifact.provenance.dollars < 1.0
+
+
+def test_a_budget_in_seconds_is_said_not_to_reproduce(compiled: Callable[..., vitrify.Artifact]) -> None:
+    artifact = compiled(budget=vitrify.Budget(seconds=0.0))
+    assert not artifact.reproducible
+    assert "baseline" == artifact.selection.shipped
+
+
+# Teachers, starts, own sets, formats.
+
+
+def test_a_teacher_bootstraps(compiled: Callable[..., vitrify.Artifact]) -> None:
+    teacher = Desk()
+    teacher.route.demos = [dspy.Example(message=r["message"], team=r["team"]) for r in TICKETS[200:240]]
+    artifact = compiled(options=small(teacher=teacher))
+    assert artifact.evidence.n == compiled().evidence.n
+    with pytest.raises(ProgramError, match="`teacher`"):
+        compiled(options=small(teacher=dspy.Predict("message -> team")))
+
+
+def test_an_earlier_artifact_is_where_a_later_compile_starts(
+    compiled: Callable[..., vitrify.Artifact], tmp_path: Path
+) -> None:
+    earlier = compiled(data=TICKETS, options=vitrify.Options())
+    later = compiled(
+        data=TICKETS, options=small(start=earlier.save(tmp_path / "earlier.json"), instructions=0, demo_sets=0)
+    )
+    assert earlier.predictors[0].demos == later.predictors[0].demos
+    assert "start: of the earlier artifact" == later.predictors[0].methods["demos"]
+    other = compiled(dspy.Predict("message -> team"))
+    with pytest.raises(ArtifactError, match="`start`"):
+        compiled(options=small(start=other))
+
+
+def test_own_sets_are_used_and_kept_apart(compiled: Callable[..., vitrify.Artifact]) -> None:
+    artifact = compiled(data=TICKETS[:150], options=small(test=TICKETS[140:260]))
+    assert 120 == artifact.provenance.rows["test"]
+    assert artifact.provenance.rows["train"] + artifact.provenance.rows["select"] <= 140
+
+
+def test_formats_are_a_slot_where_they_are_asked_for(compiled: Callable[..., vitrify.Artifact]) -> None:
+    assert "route.format" not in compiled().selection.slots
+    assert 2 == compiled(options=small(formats=("json",))).selection.slots["route.format"]
+
+
+def test_too_few_rows_for_a_sealed_claim(compiled: Callable[..., vitrify.Artifact]) -> None:
+    artifact = compiled(data=TICKETS[:30])
+    assert not artifact.evidence.sealed
+    assert not artifact.evidence.improved
+    assert artifact.notes
+
+
+def test_nothing_secret_is_written(compiled: Callable[..., vitrify.Artifact], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    artifact = compiled(run_dir=run_dir, options=small(api_key="sk-verysecret", api_base=None))
+    artifact.save(tmp_path / "a.json")
+    for file in [*run_dir.iterdir(), tmp_path / "a.json"]:
+        assert b"sk-verysecret" not in file.read_bytes()
+
+
+def test_predictors_frozen_by_dspy_are_bound_but_not_searched(compiled: Callable[..., vitrify.Artifact]) -> None:
+    class Two(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = Desk()
+            self.first._compiled = True
+            self.second = dspy.Predict("message, team -> reason")
+
+        def forward(self, message: str) -> dspy.Prediction:
+            team = self.first(message=message).team
+            return dspy.Prediction(team=team, reason=self.second(message=message, team=team).reason)
+
+    artifact = compiled(Two(), data=TICKETS[:80])
+    assert {"first.route", "second"} == {record.path for record in artifact.predictors}
+    assert all(name.startswith("second.") for name in artifact.selection.slots)
+
+
+def test_async_programs(compiled: Callable[..., vitrify.Artifact]) -> None:
+    class Later(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.route = dspy.Predict(Route)
+
+        async def aforward(self, message: str) -> dspy.Prediction:
+            return await self.route.acall(message=message)
+
+    # Proposals see the program's source, so only the baseline is the same.
+    assert compiled(Later()).evidence.baseline == compiled().evidence.baseline
