@@ -268,7 +268,9 @@ def test_unreadable_replies_are_failures_and_counted(compiled: Callable[..., vit
     class Mumbling(Counting):
         def complete(self, request: Request) -> Reply:
             reply = super().complete(request)
-            hidden = int(request.key[:2], 16) % 3 == 0
+            # By the row, so that the second request, in another format, fares no better.
+            said = str(request.messages[-1]["content"]).partition("\n\n")[0]
+            hidden = len(said) % 3 == 0
             return Reply("well, hard to say", reply.usage, reply.model) if hidden else reply
 
     artifact = compiled(lm=Mumbling())
