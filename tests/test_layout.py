@@ -20,7 +20,7 @@ MAY_IMPORT = {
 DSPY_AT_THE_TOP = {"programs/planned.py", "programs/bridge.py", "compiler/evaluate.py", "teleprompters/propose.py"}
 """Modules that import dspy when they are imported; see docs/decisions/0002."""
 THIRD_PARTIES = {
-    "signatures": {"pydantic", "pydantic_core", "json_repair", "regex", "typing_extensions", "dspy"},
+    "signatures": {"pydantic", "pydantic_core", "json_repair", "dspy"},
     "programs": {"pydantic", "pydantic_core", "json_repair", "aiohttp", "dspy", "litellm"},
 }
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
