@@ -1,0 +1,201 @@
+"""The default strategy: which traces become demonstrations, what the sets cover, what the proposer is shown."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Literal
+
+import dspy
+import pytest
+from vitrify.compiler.data import Example
+from vitrify.compiler.outcome import Cost, Malformed, Outcome, Scored
+from vitrify.compiler.strategy import Needs, View
+from vitrify.programs.candidate import Candidate
+from vitrify.programs.program import lower_program
+from vitrify.teleprompters.bootstrap import bootstrap, demonstration_sets
+from vitrify.teleprompters.grounded import Grounded
+from vitrify.teleprompters.propose import TIPS, propose
+
+
+class Route(dspy.Signature):
+    """Route a message."""
+
+    message: str = dspy.InputField()
+    team: Literal["a", "b", "c"] = dspy.OutputField()
+
+
+class Two(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.route = dspy.Predict(Route)
+        self.reply = dspy.Predict("message, team -> answer")
+
+    def forward(self, message: str) -> dspy.Prediction:
+        return self.reply(message=message, team=self.route(message=message).team)
+
+
+TRAIN = tuple(Example({"message": f"m{i}"}, {"team": "abc"[i % 3]}, row=i + 1) for i in range(24))
+
+
+class Runner:
+    """Answers with a trace in which the routing is right on every other row, and writes what it was asked."""
+
+    def __init__(self, right: Callable[[int], float] = lambda row: float(row % 2 == 0)) -> None:
+        self.right = right
+        self.runs: list[tuple[Candidate, tuple[Example, ...]]] = []
+        self.asked: list[dict[str, Any]] = []
+        self.written: Callable[[int], Any] = lambda number: dspy.Prediction(
+            proposed_instruction=f"Do it, way {number}."
+        )
+
+    def run(
+        self, candidate: Candidate, examples: Sequence[Example], *, traced: bool = False, teacher: bool = False
+    ) -> list[Outcome]:
+        assert traced
+        assert teacher
+        self.runs.append((candidate, tuple(examples)))
+        outcomes: list[Outcome] = []
+        for example in examples:
+            if example.row == 1:
+                outcomes.append(Malformed("no values", Cost()))
+                continue
+            team = example.labels["team"]
+            steps = (
+                ("route", {"message": example.inputs["message"]}, {"team": team}),
+                ("reply", {"message": example.inputs["message"], "team": team}, {"answer": f"to {team}"}),
+            )
+            outcomes.append(Scored(self.right(example.row), None, None, steps, Cost()))
+        return outcomes
+
+    def ask(self, module: Any, inputs: Mapping[str, Any], **config: Any) -> "Future[Any]":
+        self.asked.append({**inputs, **config})
+        future: Future[Any] = Future()
+        future.set_result(self.written(len(self.asked)))
+        return future
+
+
+def view(runner: Runner, **more: Any) -> View:
+    spec = lower_program(Two())
+    settings: dict[str, Any] = {"needs": Needs(instructions=4, demo_sets=4, max_demos=6), **more}
+    return View(spec, "class Two: ...", spec.baseline, TRAIN, "exact:team", runner, 0, **settings)
+
+
+def test_accepted_traces_are_demonstrations_of_every_predictor_in_them() -> None:
+    runner = Runner()
+    accepted = bootstrap(view(runner))
+    assert {2, 4, 6} <= {item.example.row for item in accepted}
+    first = accepted[0]
+    assert {"message": "m1", "team": "b", "answer": "to b"} == dict(first.demos["reply"][0])
+    assert [item.example.row for item in accepted] == sorted(item.example.row for item in accepted)
+
+
+def test_rows_that_failed_are_tried_again_with_other_rows_shown() -> None:
+    runner = Runner()
+    bootstrap(view(runner))
+    for candidate, examples in runner.runs[1:]:
+        shown = {demo["message"] for demo in candidate["route"].demos}
+        assert shown
+        assert not shown & {example.inputs["message"] for example in examples}
+        assert () == candidate["reply"].demos  # no label supplies its answer
+
+
+def test_an_unreadable_answer_is_never_a_demonstration() -> None:
+    accepted = bootstrap(view(Runner(right=lambda row: 1.0)))
+    assert 1 not in {item.example.row for item in accepted}
+
+
+@pytest.mark.parametrize(
+    ("right", "accept", "rows"),
+    [
+        (lambda row: 1.0 if row <= 8 else 0.5, None, set(range(2, 9))),
+        (lambda row: 1.0 if row <= 8 else 0.5, 0.5, set(range(2, 25))),
+        (lambda row: row / 100, None, set(range(16, 25))),
+        (lambda row: 0.0, None, set()),
+    ],
+)
+def test_what_is_accepted(right: Callable[[int], float], accept: float | None, rows: set[int]) -> None:
+    needs = Needs(max_demos=6, accept=accept)
+    assert rows == {item.example.row for item in bootstrap(view(Runner(right), needs=needs))}
+
+
+def test_sets_cover_the_kinds_of_answer_and_differ() -> None:
+    runner = Runner()
+    seen = view(runner)
+    sets = demonstration_sets(replace(seen, accepted=bootstrap(seen)))
+    assert {"route", "reply"} == set(sets)
+    assert 4 == len(sets["route"])
+    contents = [tuple(demo["message"] for demo in level.demos) for level in sets["route"]]
+    assert len(set(contents)) == len(contents)
+    for level in sets["route"]:
+        assert len(level.demos) <= 6
+        if len(level.demos) >= 3:
+            assert {"a", "b", "c"} == {demo["team"] for demo in level.demos}
+        assert len(level.rows) == len(level.demos)
+    assert {"bootstrap", "labelled"} == {level.provenance.method for level in sets["route"]}
+    assert {"bootstrap"} == {level.provenance.method for level in sets["reply"]}
+
+
+def test_one_demonstration_of_each_of_many_kinds() -> None:
+    labels = [f"kind{i}" for i in range(20)]
+
+    class Many(dspy.Signature):
+        message: str = dspy.InputField()
+        kind: Literal[tuple(labels)] = dspy.OutputField()  # type: ignore[valid-type]
+
+    spec = lower_program(dspy.Predict(Many))
+    train = tuple(Example({"message": f"m{i}"}, {"kind": labels[i % 20]}, row=i + 1) for i in range(60))
+    seen = View(spec, "", spec.baseline, train, "exact:kind", Runner(), 0, Needs(max_demos=4, demo_sets=3))
+    largest = max(demonstration_sets(seen)["self"], key=lambda level: len(level.demos))
+    assert set(labels) == {demo["kind"] for demo in largest.demos}
+
+
+def test_the_same_seed_makes_the_same_sets() -> None:
+    first, second = (demonstration_sets(view(Runner())) for _ in range(2))
+    assert first == second
+    assert first != demonstration_sets(replace(view(Runner()), seed=1))
+
+
+def test_proposals_are_grounded_in_code_fields_and_examples() -> None:
+    runner = Runner()
+    seen = view(runner)
+    levels = propose(replace(seen, accepted=bootstrap(seen)))
+    assert 8 == len(runner.asked)
+    asked = runner.asked[0]
+    assert "class Two" in asked["program_code"]
+    assert "Step `route`" in asked["step"]
+    assert "- team:" in asked["step"]
+    assert "Route a message." == asked["current_instruction"]
+    assert "message: m1\nteam: b" in asked["examples"]
+    assert "answer: to b" in runner.asked[4]["examples"]
+    assert [0, 1, 2, 3] == [one["rollout_id"] for one in runner.asked[:4]]
+    assert [tip for _, tip in TIPS[:4]] == [one["tip"] for one in runner.asked[:4]]
+    assert ["Do it, way 1.", "Do it, way 2.", "Do it, way 3.", "Do it, way 4."] == [x.text for x in levels["route"]]
+    assert all(level.provenance.method == "grounded" for level in levels["route"])
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("  Do it.  ", "Do it."),
+        ('"Do it."', "Do it."),
+        ("```\nDo it.\n```", "Do it."),
+        ("```text\nDo it.\n```", "Do it."),
+        ("Route a message.", None),
+        ("", None),
+        ("x" * 7000, None),
+        (None, None),
+    ],
+)
+def test_what_a_model_writes_is_cleaned_or_dropped(written: str | None, kept: str | None) -> None:
+    runner = Runner()
+    runner.written = lambda number: None if written is None else dspy.Prediction(proposed_instruction=written)
+    levels = propose(view(runner))
+    assert ([] if kept is None else [kept]) == [level.text for level in levels["route"]]
+
+
+def test_the_default_strategy_is_all_of_it() -> None:
+    strategy, runner = Grounded(), Runner()
+    seen = view(runner)
+    accepted = strategy.bootstrap(seen)
+    assert accepted == bootstrap(view(Runner()))
+    assert set(strategy.demonstrations(replace(seen, accepted=accepted))) == set(strategy.instructions(seen))
