@@ -4,8 +4,8 @@
     python benchmarks/road.py --repeats 5
 
 Both are given the same rows: MIPROv2 gets our training rows as trainset and our select rows as valset, and both
-results are judged on the same sealed test. Calls are counted at the model, seconds are wall-clock; every figure is the median over
-seeds, with its range. The embedded model is an offline learner: nothing here is a claim about real models.
+results are judged on the same sealed test. Calls are counted at the model, seconds are wall-clock; every figure is the
+median over seeds, with its range. The embedded model is an offline learner: nothing here is a claim about real models.
 """
 
 import argparse

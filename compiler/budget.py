@@ -90,7 +90,18 @@ class Meter:
                     f"The budget of {self.budget.calls} calls is spent; raise `budget.calls` and run again with the "
                     "same run directory: nothing that was paid is asked for twice."
                 )
+            spent = self._spent(0.0, 0.0)
+            if spent is not None:
+                raise BudgetExhausted(
+                    f"The budget is spent ({spent}); raise it and run again with the same run directory: nothing that "
+                    "was paid is asked for twice."
+                )
             self.calls += 1
+
+    def repeated(self, attempts: int) -> None:
+        """Count attempts that the client made by itself, after the one that was admitted."""
+        with self._lock:
+            self.calls += attempts
 
     def paid(self, usage: Usage) -> None:
         """Add the tokens of a call that was made."""
@@ -115,14 +126,30 @@ class Meter:
         with self._lock:
             self.replayed += 1
 
-    def over(self, reserve: float) -> str | None:
-        """Return why the search must end now, or None; `reserve` is the share kept for certification (0 to 1)."""
-        tokens = self.usage.prompt_tokens + self.usage.completion_tokens
-        if self.budget.tokens is not None and tokens > self.budget.tokens * (1 - reserve):
-            return f"{tokens} of {self.budget.tokens} tokens are spent"
-        dollars = self.dollars
-        if self.budget.dollars is not None and dollars is not None and dollars > self.budget.dollars * (1 - reserve):
-            return f"${dollars:.4f} of ${self.budget.dollars:.2f} are spent"
+    def over(self, reserve: float, calls: int = 0) -> str | None:
+        """Return why the search must end now, or None.
+
+        Args:
+            reserve: The share of tokens and dollars that is kept for certification, 0 to 1.
+            calls: The calls that are kept for it.
+        """
+        if self.budget.calls is not None and self.calls + calls > self.budget.calls:
+            return f"{self.calls} of {self.budget.calls} calls are spent, and {calls} are kept for the sealed test"
+        # What is kept is a share, and no less than those calls have cost so far.
+        spent = self._spent(reserve, calls / self.calls if self.calls else 0.0)
+        if spent is not None:
+            return spent
         if self.budget.seconds is not None and self.seconds > self.budget.seconds:
             return f"{self.budget.seconds:g} seconds are over"
+        return None
+
+    def _spent(self, share: float, again: float) -> str | None:
+        """Say what is spent but for a share of the budget, or for `again` times what was spent so far."""
+        tokens = self.usage.prompt_tokens + self.usage.completion_tokens
+        limit = self.budget.tokens
+        if limit is not None and tokens > limit - max(limit * share, tokens * again):
+            return f"{tokens} of {limit} tokens are spent"
+        dollars, most = self.dollars, self.budget.dollars
+        if most is not None and dollars is not None and dollars > most - max(most * share, dollars * again):
+            return f"${dollars:.4f} of ${most:.2f} are spent"
         return None

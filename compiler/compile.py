@@ -3,7 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from ..programs.artifact import Artifact, read_artifact
 from ..programs.candidate import Candidate
@@ -21,7 +21,7 @@ from .options import Options
 from .passes import MOST_SELECT, MOST_TEST, bootstrap, certify, preflight, propose, search, source_of
 from .prices import price_of
 from .run import Run
-from .splits import split
+from .splits import Splits, split
 from .state import Job, State
 from .strategy import Strategy
 
@@ -64,13 +64,17 @@ def compile(
             job.model, job.metric, ledger, meter, judge=job.judge_model, concurrency=job.options.concurrency
         )
         run = Run(job, evaluator, ledger, job.options.progress)
+        interrupted = False
         try:
             state = split_pass(job, run)
             for step in (preflight, bootstrap, propose, search, certify):
                 state = step(state, run)
             return emit(state, run)
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
         finally:
-            evaluator.close()
+            evaluator.close(abandon=interrupted)
 
 
 def split_pass(job: Job, run: Run) -> State:
@@ -82,6 +86,7 @@ def split_pass(job: Job, run: Run) -> State:
         select=splits.select if job.select is not None else splits.select[:MOST_SELECT],
         test=splits.test if job.test is not None else splits.test[:MOST_TEST],
     )
+    _check_sets(job, splits)
     if job.dataset.duplicates:
         run.note(f"{job.dataset.duplicates} rows stand in the data more than once and count once.")
     if job.dataset.conflicts:
@@ -89,6 +94,16 @@ def split_pass(job: Job, run: Run) -> State:
     if splits.note:
         run.note(splits.note)
     return State(job, splits)
+
+
+def _check_sets(job: Job, splits: Splits) -> None:
+    for name in ("train", "select", "test"):
+        if not getattr(splits, name):
+            raise DataError(
+                f"{job.dataset.source or 'The data'} breaks `train, select and test set have rows`: of its "
+                f"{len(job.dataset)} rows none is left for the {name} set; give at least 20 rows, or sets of your own "
+                "with select and test (--select, --test)."
+            )
 
 
 def prepare(
@@ -167,7 +182,9 @@ def _types(spec: ProgramSpec, program: Any) -> dict[str, Any]:
                 types.setdefault(name, info.annotation)
             else:
                 types[name] = str
-    return {name: kind for name, kind in types.items() if kind in (int, float, bool)}
+    return {
+        name: kind for name, kind in types.items() if kind in (int, float, bool) or get_origin(kind) in (list, dict)
+    }
 
 
 def _check_labels(dataset: Dataset, needed: tuple[str, ...]) -> None:

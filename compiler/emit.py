@@ -1,11 +1,13 @@
 """emit(): the artifact of a finished compile."""
 
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..programs.artifact import (
     Artifact,
     Canary,
+    CapabilitiesRecord,
     ClassProgram,
     Content,
     EvidenceRecord,
@@ -16,10 +18,12 @@ from ..programs.artifact import (
     SealedProgram,
     SelectionRecord,
 )
-from ..programs.candidate import Candidate, ordered
-from ..programs.dataflow import Flow, Unsealed
-from ..programs.program import PredictorSpec, ProgramSpec
-from ..signatures.canonical import NotCanonical, digest
+from ..programs.candidate import Candidate
+from ..programs.dataflow import Flow, Unsealed, seal_program
+from ..programs.exact import exact, from_exact
+from ..programs.flow import calls_of
+from ..programs.program import DECODING, PredictorSpec, ProgramSpec, walk
+from ..signatures.canonical import JsonValue, NotCanonical, canonical_json, digest, from_json_text
 from ..signatures.lower import annotations
 from ..signatures.prompt import NeedsAdapter, PromptPlan
 from .outcome import Malformed
@@ -38,12 +42,13 @@ def emit(state: State, run: Run) -> Artifact:
     job = state.job
     shipped = state.levels.candidate(state.found.shipped)
     spec = job.target.spec
+    predictors = [_predictor(item, shipped, state, job.target.program) for item in spec.predictors]
     content = Content(
         format="vitrify/1",
         name=spec.name,
-        program=_program(spec, job.target.program),
+        program=_program(spec, job.target.program, job.model.decoding, predictors),
         inputs=[InputRecord(name=item.name, required=item.required) for item in spec.inputs],
-        predictors=[_predictor(item, shipped, state, job.target.program) for item in spec.predictors],
+        predictors=predictors,
         model=_model(state),
         evidence=_evidence(state),
         selection=_selection(state),
@@ -56,14 +61,21 @@ def emit(state: State, run: Run) -> Artifact:
     return Artifact.seal(content)
 
 
-def _program(spec: ProgramSpec, program: Any) -> ClassProgram | SealedProgram:
-    from ..programs.dataflow import seal_program
-
+def _program(
+    spec: ProgramSpec, program: Any, decoding: Mapping[str, Any], predictors: Sequence[PredictorRecord]
+) -> ClassProgram | SealedProgram:
+    """Return the program with its data flow, where that and every prompt it asks with are in the file."""
     flow = seal_program(program, spec)
     if isinstance(flow, Flow):
-        return SealedProgram(flow=flow.to_json(), import_path=spec.import_path, source_sha256=spec.source_sha256)
-    assert isinstance(flow, Unsealed)
-    return ClassProgram(import_path=spec.import_path, source_sha256=spec.source_sha256, reason=flow.reason)
+        planned = {record.path for record in predictors if record.plan is not None}
+        unplanned = next((path for path in calls_of(flow) if path not in planned), None)
+        if unplanned is not None:
+            flow = Unsealed(f"predictor {unplanned} runs through DSPy: only DSPy renders its demonstrations")
+        elif (decoding.get("n") or 1) != 1:
+            flow = Unsealed("the language model gives more than one completion (n)")
+    if isinstance(flow, Unsealed):
+        return ClassProgram(import_path=spec.import_path, source_sha256=spec.source_sha256, reason=flow.reason)
+    return SealedProgram(flow=flow.to_json(), import_path=spec.import_path, source_sha256=spec.source_sha256)
 
 
 def _predictor(spec: PredictorSpec, shipped: Candidate, state: State, program: Any) -> PredictorRecord:
@@ -79,7 +91,7 @@ def _predictor(spec: PredictorSpec, shipped: Candidate, state: State, program: A
         signature=None if spec.signature is None else _dict(spec.signature.to_json()),
         reason=spec.reason,
         instruction=params.instruction,
-        demos=as_json["demos"],
+        demos=[{name: exact(value) for name, value in demo.items()} for demo in params.demos],
         format=params.format,
         decoding=as_json["decoding"],
         plan=None if plan is None else _dict(plan.to_json()),
@@ -91,8 +103,6 @@ def _predictor(spec: PredictorSpec, shipped: Candidate, state: State, program: A
 
 def plans_of(spec: PredictorSpec, candidate: Candidate, program: Any) -> tuple[PromptPlan | None, PromptPlan | None]:
     """Return a predictor's plan under a candidate, and that of its second request; None where only DSPy renders it."""
-    from ..programs.program import walk
-
     assert spec.signature is not None
     predictor = next(item.predictor for item in walk(program) if item.path == spec.path)
     params = candidate.params[spec.path]
@@ -130,13 +140,14 @@ def _model(state: State) -> ModelRecord:
     able = job.model.lm.capabilities
     return ModelRecord(
         name=job.model.lm.name,
-        decoding=dict(job.model.decoding),
-        capabilities={
-            "response_format": able.response_format,
-            "response_schema": able.response_schema,
-            "function_calling": able.function_calling,
-            "reasoning": able.reasoning,
-        },
+        # Listed are the parameters that may be written, not the secrets that may not.
+        decoding={name: value for name, value in sorted(job.model.decoding.items()) if name in DECODING},
+        capabilities=CapabilitiesRecord(
+            response_format=able.response_format,
+            response_schema=able.response_schema,
+            function_calling=able.function_calling,
+            reasoning=able.reasoning,
+        ),
     )
 
 
@@ -219,17 +230,18 @@ def _canaries(state: State, shipped: Candidate) -> list[Canary]:
         names = [field.name for field in spec.signature.inputs]
         seen = [demo for item in state.accepted for demo in item.demos.get(spec.path, ())]
         for demo in seen[:CANARIES]:
-            inputs = {name: demo[name] for name in names if name in demo}
             try:
-                sha256 = digest(_plain(plan.render(inputs)))
-            except (NotCanonical, NeedsAdapter):
-                continue
-            canaries.append(Canary(path=spec.path, inputs={k: ordered(v) for k, v in inputs.items()}, sha256=sha256))
+                inputs = {name: exact(demo[name]) for name in names if name in demo}
+                # Rendered from what the file will hold, since that is what `load` renders.
+                messages = plan.render({name: from_exact(_read_back(value)) for name, value in inputs.items()})
+                canaries.append(Canary(path=spec.path, inputs=inputs, sha256=digest(messages)))
+            except (NotCanonical, NeedsAdapter, TypeError, ValueError):
+                continue  # a value that a file can't hold guards nothing
     return canaries
 
 
-def _plain(messages: list[dict[str, Any]]) -> Any:
-    return [dict(message) for message in messages]
+def _read_back(value: JsonValue) -> JsonValue:
+    return from_json_text(canonical_json(value))
 
 
 def _dict(value: Any) -> dict[str, Any]:

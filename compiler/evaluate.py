@@ -13,6 +13,7 @@ from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 from ..programs.bind import bind
 from ..programs.bridge import DspyLM, EngineLM
 from ..programs.candidate import Candidate
+from ..programs.lm import LM, Retry
 from ..programs.models import Model
 from ..programs.planned import Planned
 from ..programs.program import ProgramSpec, walk
@@ -78,7 +79,7 @@ class Evaluator:
         """Return `model` as a dspy.LM whose calls are metered; one for each model."""
         known = self._lms.get(id(model))
         if known is None:
-            metered = MeteredLM(model.lm, self.ledger, self.meter, scope_in_force)
+            metered = MeteredLM(model.lm, self.ledger, self.meter, scope_in_force, _retry(model.lm))
             known = EngineLM(metered, **dict(model.decoding))
             self._lms[id(model)] = known
             self._kept.append(model)  # keeps id() unique
@@ -97,7 +98,8 @@ class Evaluator:
         known = self._lms.get(id(lm))
         if known is None:
             bridged = DspyLM(lm)
-            known = EngineLM(MeteredLM(bridged, self.ledger, self.meter, scope_in_force), **bridged.decoding)
+            metered = MeteredLM(bridged, self.ledger, self.meter, scope_in_force, _retry(bridged))
+            known = EngineLM(metered, **bridged.decoding)
             self._lms[id(lm)] = known
             self._kept.append(lm)
         return known
@@ -164,14 +166,13 @@ class Evaluator:
             if failure is not None:
                 return Malformed(failure, scope.cost)
             steps = trace_steps(dspy.settings.trace or [])
-            cost = scope.cost
             trace = list(dspy.settings.trace or [])
         with self._context(scope, self.engine(self.judge or self.model), target.adapter):
             try:
                 score = call_metric(self.metric, example, prediction, trace if traced else None)
             finally:
                 self._raise_refusal(scope)  # a judge that couldn't be asked is no bug of the metric's
-        return Scored(score.value, score.feedback, prediction, steps, cost)
+        return Scored(score.value, score.feedback, prediction, steps, scope.cost)
 
     def ask(self, bound: Any, inputs: Mapping[str, Any], model: Model, **config: Any) -> "Future[Any]":
         """Run a bound module outside any evaluation, such as a proposal; returns its prediction, or None.
@@ -214,6 +215,11 @@ class Evaluator:
                 "`forward() returns a prediction for every row`; mend it and run again: what was paid is kept."
             ) from error
         self._raise_refusal(scope)
+        if prediction is None and target is not None:
+            raise ProgramBug(
+                f"{target.spec.name} returned None on row {row}: `forward() returns a prediction for every row`; mend "
+                "it and run again: what was paid is kept."
+            )
         return prediction, None
 
     def _raise_refusal(self, scope: Scope) -> None:
@@ -228,11 +234,23 @@ class Evaluator:
             raise Refused(refusal) from refusal
         raise refusal
 
-    def close(self) -> None:
-        """Stop the workers, begun evaluations included in the wait, and close the models' connections."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, *, abandon: bool = False) -> None:
+        """Stop the workers and close the models' connections.
+
+        Args:
+            abandon: Give up the calls in flight, as on Ctrl-C, instead of waiting for their replies.
+        """
+        if abandon:
+            for lm in self._lms.values():
+                lm.target.close()
+        self._pool.shutdown(wait=not abandon, cancel_futures=True)
         for lm in self._lms.values():
             lm.target.close()
+
+
+def _retry(lm: LM) -> Retry:
+    """Return how failed attempts are repeated: DSPy's client is told to leave that to us, every other LM sees to it."""
+    return Retry() if isinstance(lm, DspyLM) else Retry(attempts=1)
 
 
 def _run(bound: Any, inputs: Mapping[str, Any]) -> Any:

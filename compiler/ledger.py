@@ -109,11 +109,12 @@ class Ledger:
 
     def close(self) -> None:
         """Sync, and let another process have the run."""
-        if self._file >= 0:
-            self.sync()
-            os.close(self._file)
-            self._file = -1
-            self._guard.close()
+        with self._mutex:  # a call that was given up may come back meanwhile
+            if self._file >= 0:
+                self.sync()
+                os.close(self._file)
+                self._file = -1
+                self._guard.close()
 
     def __enter__(self) -> "Ledger":
         return self

@@ -1,12 +1,13 @@
 """MeteredLM: a language model whose every call goes through the ledger and the meter, charged to an evaluation."""
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from ..programs.lm import LM, LMError, Reply, Request
+from ..programs.lm import LM, LMError, Reply, Request, Retry
 from ..signatures.canonical import digest
 from ..signatures.prompt import Capabilities
 from .budget import Meter
@@ -48,13 +49,25 @@ class Scope:
 
 
 class MeteredLM:
-    """An LM that asks the ledger first, then the meter, then the model; equal requests in flight are joined."""
+    """An LM that asks the ledger first, then the meter, then the model; equal requests in flight are joined.
 
-    def __init__(self, inner: LM, ledger: Ledger, meter: Meter, scope: Callable[[], Scope | None]) -> None:
+    Every attempt at the server is counted: those that `retry` asks for here, and those that a client makes itself.
+    """
+
+    def __init__(
+        self,
+        inner: LM,
+        ledger: Ledger,
+        meter: Meter,
+        scope: Callable[[], Scope | None],
+        retry: Retry = Retry(attempts=1),  # noqa: B008 (frozen)
+    ) -> None:
         self._inner = inner
         self._ledger = ledger
         self._meter = meter
         self._scope = scope
+        self._retry = retry
+        self._closed = threading.Event()
         self._flying: dict[str, Future[Reply]] = {}
         self._lock = threading.Lock()
         self.name = inner.name
@@ -75,8 +88,7 @@ class MeteredLM:
         known, mine = self._join(key)
         if mine is not None:
             try:
-                self._meter.admit()
-                known = self._settle(key, mine, self._inner.complete(request))
+                known = self._settle(key, mine, self._ask(request))
             except BaseException as error:
                 self._fail(key, mine, scope, error)
                 raise
@@ -96,8 +108,7 @@ class MeteredLM:
         known, mine = self._join(key)
         if mine is not None:
             try:
-                self._meter.admit()
-                known = self._settle(key, mine, await self._inner.acomplete(request))
+                known = self._settle(key, mine, await self._aask(request))
             except BaseException as error:
                 self._fail(key, mine, scope, error)
                 raise
@@ -110,6 +121,42 @@ class MeteredLM:
         if scope is not None:
             scope.charge(key, reply)
         return reply
+
+    def _ask(self, request: Request) -> Reply:
+        """Return the model's reply; the meter admits every attempt."""
+        attempt = 1
+        while True:
+            self._meter.admit()
+            try:
+                reply = self._inner.complete(request)
+            except LMError as error:
+                if self._closed.wait(self._pause(attempt, error)):
+                    raise
+                attempt += 1
+            else:
+                self._meter.repeated(reply.attempts - 1)
+                return reply
+
+    async def _aask(self, request: Request) -> Reply:
+        attempt = 1
+        while True:
+            self._meter.admit()
+            try:
+                reply = await self._inner.acomplete(request)
+            except LMError as error:
+                await asyncio.sleep(self._pause(attempt, error))
+                attempt += 1
+            else:
+                self._meter.repeated(reply.attempts - 1)
+                return reply
+
+    def _pause(self, attempt: int, error: LMError) -> float:
+        """Return the seconds to wait before the next attempt, or raise the error that there is none."""
+        self._meter.repeated(error.attempts - 1)
+        delay = self._retry.delay(attempt, error, random.random())
+        if delay is None:
+            raise error if attempt == 1 else error.with_attempts(attempt)
+        return delay
 
     def _join(self, key: str) -> "tuple[Any, Future[Reply] | None]":
         """Return a reply or the future of one in flight; or, second, the future that the caller must fulfil."""
@@ -147,5 +194,6 @@ class MeteredLM:
             scope.refuse(error)
 
     def close(self) -> None:
-        """Close the model's connections."""
+        """Close the model's connections, and wait for no further attempt."""
+        self._closed.set()
         self._inner.close()

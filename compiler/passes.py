@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..programs.candidate import Candidate
+from ..programs.lm import Usage
 from ..signatures.errors import RequestError
 from .data import Example
 from .evidence import paired_evidence
@@ -37,10 +38,13 @@ def preflight(state: State, run: Run) -> State:
     job = state.job
     sample = state.splits.train[:SAMPLE]
     run.begin("preflight", len(sample))
+    # A budget that is too small however little a row takes is said before anything is paid.
+    _affordable(job, state, job.options.calls_per_example or 1)
     baseline = job.target.spec.baseline
     outcomes = run.run(baseline, sample[:1], traced=False)
     outcomes += run.run(baseline, sample[1:], traced=False)
     calls = job.options.calls_per_example or max(1, *(outcome.cost.calls for outcome in outcomes))
+    _check_tokens(state, run, [outcome.cost.usage for outcome in outcomes])
     notes = tuple(_preflight_notes(job, outcomes))
     for note in notes:
         run.note(note)
@@ -90,10 +94,32 @@ def _affordable(job: Job, state: State, calls_per_example: int) -> int:
         raise RequestError(
             f"`budget.calls` is {job.budget.calls}, and this data needs at least "
             f"{certify + before + calls_per_example * 4}: {certify} for the sealed test "
-            f"({len(state.splits.test)} rows, baseline and winner, {calls_per_example} calls "
-            f"a row) and {before} for demonstrations and proposals; raise it, or give fewer rows."
+            f"({len(state.splits.test)} rows, baseline and winner, {calls_per_example} "
+            f"call{'s' * (calls_per_example > 1)} a row) and {before} for "
+            "demonstrations and proposals; raise it, or give fewer rows."
         )
     return min(wanted, left // calls_per_example)
+
+
+def _check_tokens(state: State, run: Run, used: Sequence[Usage]) -> None:
+    """Raise RequestError unless the budget's tokens and dollars can pay for the demonstrations and the sealed test."""
+    budget, price = state.job.budget, run.evaluator.meter.price
+    rows = len(state.splits.train) + 2 * len(state.splits.test)
+    needed = Usage(*(rows * sum(counts) // len(used) for counts in zip(*map(_tokens, used), strict=True)))
+    if budget.tokens is not None and sum(_tokens(needed)) > budget.tokens:
+        raise RequestError(
+            f"`budget.tokens` is {budget.tokens}, and this data needs at least {sum(_tokens(needed))} by what the first "
+            f"{len(used)} rows took, for demonstrations and the sealed test alone; raise it, or give fewer rows."
+        )
+    if budget.dollars is not None and price is not None and price.of(needed) > budget.dollars:
+        raise RequestError(
+            f"`budget.dollars` is {budget.dollars:g}, and this data needs at least {price.of(needed):.4f} by what the "
+            f"first {len(used)} rows took, for demonstrations and the sealed test alone; raise it, or give fewer rows."
+        )
+
+
+def _tokens(usage: Usage) -> tuple[int, int]:
+    return usage.prompt_tokens, usage.completion_tokens
 
 
 def bootstrap(state: State, run: Run) -> State:
@@ -190,10 +216,11 @@ def search(state: State, run: Run) -> State:
     assert state.levels is not None and state.preflight is not None
     job, rows = state.job, state.splits.select
     run.begin("search", state.preflight.evaluations)
+    certification = 2 * len(state.splits.test) * state.preflight.calls_per_example
     options = SearchOptions(
         sampler=job.options.sampler,
         guard=job.options.guard,
-        stop=lambda: run.evaluator.meter.over(0.25),
+        stop=lambda: run.evaluator.meter.over(0.25, certification),
         watch=run.watch,
     )
     oracle = EvaluatorOracle(run, state.levels, rows)

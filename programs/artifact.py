@@ -1,26 +1,40 @@
 """Artifact: the file that ships, a closed schema with canonical bytes and a digest over its content."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Union, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..signatures.canonical import NotCanonical, canonical_json, digest
 from ..signatures.errors import ArtifactError
 from ..signatures.prompt import Format
 from .candidate import Candidate, PredictorParams
+from .exact import from_exact
+from .files import check_writable as check_writable
+from .files import read_bounded, write_atomically
+from .program import DECODING
 
 FORMAT = "vitrify/1"
 MOST_BYTES = 64 * 1024 * 1024
 """Of a file; a larger one isn't read, so that a hostile file can't fill the memory."""
-MOST_DEPTH = 64
-"""Of nested brackets; the parser would otherwise run out of stack."""
+MOST_DEPTH = 150
+"""Of nested brackets; the parsers would otherwise run out of stack."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _sampling_only(decoding: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(decoding) - DECODING)
+    if unknown:
+        raise ValueError(f"{unknown[0]!r:.60} is no sampling parameter")
+    return decoding
+
+
+Decoding = Annotated[dict[str, Any], AfterValidator(_sampling_only)]
+"""Sampling parameters by name. Any other name is refused: `api_base` in a file could send a key to a stranger."""
 
 
 class Closed(BaseModel):
@@ -70,7 +84,7 @@ class PredictorRecord(Closed):
     instruction: str
     demos: list[dict[str, Any]]
     format: Format
-    decoding: dict[str, Any]
+    decoding: Decoding
     plan: dict[str, Any] | None
     """The rendered prompt with holes for the inputs."""
     second_plan: dict[str, Any] | None
@@ -81,12 +95,21 @@ class PredictorRecord(Closed):
     """Rows of the training data that ship as demonstrations."""
 
 
+class CapabilitiesRecord(Closed):
+    """What the model was known to accept, which decides what a request asks for."""
+
+    response_format: bool
+    response_schema: bool
+    function_calling: bool
+    reasoning: bool
+
+
 class ModelRecord(Closed):
     """The language model that the program was compiled for; never an endpoint, never a key."""
 
     name: str
-    decoding: dict[str, Any]
-    capabilities: dict[str, bool]
+    decoding: Decoding
+    capabilities: CapabilitiesRecord
 
 
 class EvidenceRecord(Closed):
@@ -181,26 +204,22 @@ class Artifact(Content):
 
     @classmethod
     def seal(cls, content: Content) -> "Artifact":
-        """Return the artifact with this content and the digest over it."""
+        """Return the artifact with this content and the digest over it.
+
+        Raises:
+            ArtifactError: If the content can't be written down so that `read_artifact` reads it again.
+        """
         data = content.model_dump(mode="json")
-        return cls.model_validate({**data, "sha256": digest(data)}, strict=False)
+        try:
+            text = canonical_json({**data, "sha256": digest(data)})
+        except NotCanonical as error:
+            raise ArtifactError(f"{content.name} has a value that no artifact holds: {error}.") from error
+        return parse_artifact(text.encode(), content.name)
 
     @property
     def candidate(self) -> Candidate:
         """The parameters that ship, by path."""
-        return Candidate(
-            {
-                record.path: PredictorParams.from_json(
-                    {
-                        "instruction": record.instruction,
-                        "demos": record.demos,
-                        "format": record.format,
-                        "decoding": record.decoding,
-                    }
-                )
-                for record in self.predictors
-            }
-        )
+        return Candidate({record.path: _params(record) for record in self.predictors})
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes (RFC 8785); equal compiles give equal bytes."""
@@ -212,34 +231,25 @@ class Artifact(Content):
         Raises:
             ArtifactError: If the path can't be written.
         """
-        target = Path(path)
-        check_writable(target)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(self.to_bytes())
-                stream.flush()
-                os.fsync(stream.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)
-            Path(name).replace(target)
-        except OSError as error:
-            Path(name).unlink(missing_ok=True)
-            raise ArtifactError(f"{target} can't be written ({error.strerror}); name another path with -o.") from error
-        return target
+        data = self.to_bytes()
+        if len(data) > MOST_BYTES:
+            raise ArtifactError(
+                f"{self.name} has {len(data)} bytes: `an artifact has at most {MOST_BYTES}`; compile with fewer or "
+                "shorter demonstrations (max_demos)."
+            )
+        write_atomically(Path(path), data)
+        return Path(path)
 
 
-def check_writable(path: Path) -> None:
-    """Raise ArtifactError unless a file can be made at `path`; asked before money is spent."""
-    if path.is_dir():
-        raise ArtifactError(
-            f"{path} is a directory: `the artifact is one file`; name a file in it, like {path}/program.json."
-        )
-    if not path.parent.is_dir():
-        raise ArtifactError(f"{path} can't be written: the directory {path.parent} doesn't exist; make it first.")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise ArtifactError(f"{path} can't be written: permission denied; name another path.")
+def _params(record: PredictorRecord) -> PredictorParams:
+    return PredictorParams(
+        instruction=record.instruction,
+        demos=tuple(
+            MappingProxyType({name: from_exact(value) for name, value in demo.items()}) for demo in record.demos
+        ),
+        format=record.format,
+        decoding=MappingProxyType(dict(record.decoding)),
+    )
 
 
 def read_artifact(path: str | Path) -> Artifact:
@@ -248,52 +258,53 @@ def read_artifact(path: str | Path) -> Artifact:
     Raises:
         ArtifactError: If the file isn't there, is too large, is no JSON, has another format, or was edited.
     """
-    file = Path(path)
-    try:
-        size = file.stat().st_size
-        if size > MOST_BYTES:
-            raise ArtifactError(f"{file} has {size} bytes: `an artifact has at most {MOST_BYTES}`.")
-        data = file.read_bytes()
-    except OSError as error:
-        raise ArtifactError(
-            f"{file} can't be read ({error.strerror}); name the file that `compile -o` wrote."
-        ) from error
-    return parse_artifact(data, str(file))
+    return parse_artifact(read_bounded(Path(path), MOST_BYTES), str(path))
 
 
 def parse_artifact(data: bytes, name: str) -> Artifact:
     """Return the artifact in `data`; `name` says in errors which file it was."""
     value = _read_json(data, name)
     if not isinstance(value, dict) or "format" not in value:
-        raise ArtifactError(f"{name} is no vitrify artifact: `the first level is an object with a format`.")
+        raise ArtifactError(
+            f"{name} is no vitrify artifact: `the first level is an object with a format`; name the file that "
+            "`compile -o` wrote."
+        )
     if value["format"] != FORMAT:
         raise ArtifactError(
             f"{name} has the format {str(value['format'])[:40]!r}: `this version reads {FORMAT}`; update "
             "vitrify, or compile again."
         )
     claimed = value.get("sha256")
-    content = {key: item for key, item in value.items() if key != "sha256"}
     try:
-        actual = digest(content)
+        actual = digest({key: item for key, item in value.items() if key != "sha256"})
+        # What is read is what the digest covers: `1.0` in the file is the canonical `1`.
+        text = canonical_json(value)
     except NotCanonical as error:
-        raise ArtifactError(f"{name} holds a value that no artifact holds ({error}); compile again.") from error
+        raise ArtifactError(f"{name} holds a value that no artifact holds ({_line(error)}); compile again.") from error
     if claimed != actual:
         raise ArtifactError(
-            f"{name} was changed after it was written: `sha256` says {str(claimed)[:12]}..., the content has "
-            f"{actual[:12]}...; "
-            "take the original file, or compile again."
+            f"{name} was changed after it was written: `sha256` says {str(claimed)[:12]!r}, the content has "
+            f"{actual[:12]!r}; take the original file, or compile again."
         )
     try:
-        return Artifact.model_validate(value, strict=False)
+        return Artifact.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(
-            f"{name}: `{where}` is wrong ({first['msg']}); it was written by another version or by hand."
+            f"{name}: `{_line(where)}` is wrong ({_line(first['msg'])}); it was written by another version or by hand: "
+            "compile again."
         ) from error
 
 
+def _line(said: object) -> str:
+    """Return what is said on one line: keys of the file may hold anything."""
+    return " ".join(str(said).split())[:160]
+
+
 def _read_json(data: bytes, name: str) -> Any:
+    if not data:
+        raise ArtifactError(f"{name} is empty; take the original file, or compile again.")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -307,10 +318,12 @@ def _read_json(data: bytes, name: str) -> Any:
         depth = MOST_DEPTH + 1
     except ValueError as error:
         raise ArtifactError(
-            f"{name} is no valid JSON ({error}); it is cut off or damaged: take the original file."
+            f"{name} is no valid JSON ({_line(error)}); it is cut off or damaged: take the original file."
         ) from error
     if depth > MOST_DEPTH:
-        raise ArtifactError(f"{name} nests too deep: `an artifact nests at most {MOST_DEPTH} levels`.")
+        raise ArtifactError(
+            f"{name} nests too deep: `an artifact nests at most {MOST_DEPTH} levels`; take the original file."
+        )
     return value
 
 
@@ -325,9 +338,11 @@ def _depth(value: Any) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(key for key in names if names.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key!r:.60} stands twice in one object")
+            seen.add(key)
     return table
 
 

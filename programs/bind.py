@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ..signatures.errors import ProgramError
 from ..signatures.prompt import NeedsAdapter
 from .candidate import Candidate, PredictorParams
-from .program import Located, ProgramSpec, walk
+from .program import ATOMIC, Located, ProgramSpec, overridden, walk
 
 if TYPE_CHECKING:
     import dspy
 
-    from .planned import Planned, ReplyPolicy
+    from .planned import ReplyPolicy
 
 
 def bind(
@@ -44,39 +44,36 @@ def bind(
     for item in located:
         params = candidate.params.get(item.path)
         memo[id(item.predictor)] = _bound_predictor(item, spec, params, policy)
+    for item in located:
+        _clone_extras(item.predictor, memo)
     bound: dspy.Module = _clone(program, memo)
     return bound
 
 
 def _bound_predictor(
     located: Located, spec: ProgramSpec, params: PredictorParams | None, policy: "ReplyPolicy | None"
-) -> "dspy.Predict | Planned":
-    from .planned import DSPY_POLICY, plan_predictor
+) -> "dspy.Predict":
+    from .planned import DSPY_POLICY, plan_predictor, unplanned_predictor
 
     predictor = spec.predictor(located.path)
-    chosen = params or predictor.level0
-    if predictor.reason is not None or predictor.signature is None:
-        return _unplanned(located.predictor, predictor.level0, chosen)
-    try:
-        return plan_predictor(located.predictor, predictor, chosen, policy or DSPY_POLICY)
-    except NeedsAdapter:
-        # A demonstration holds what only DSPy's adapter renders.
-        return _unplanned(located.predictor, predictor.level0, chosen)
+    chosen, policy = params or predictor.level0, policy or DSPY_POLICY
+    if predictor.reason is None:
+        try:
+            return plan_predictor(located.predictor, predictor, chosen, policy)
+        except NeedsAdapter:
+            pass  # a demonstration holds what only DSPy's adapter renders
+    alone = overridden(located.predictor) is not None
+    return unplanned_predictor(located.predictor, predictor, chosen, policy, alone=alone)
 
 
-def _unplanned(original: "dspy.Predict", level0: PredictorParams, params: PredictorParams) -> "dspy.Predict":
-    """Return a copy that DSPy itself runs, with the candidate's parameters."""
-    import dspy
+def _clone_extras(original: Any, memo: dict[int, Any]) -> None:
+    """Clone what a subclass of `dspy.Predict` holds beside its own: there may be modules in it."""
+    from .planned import ATTRIBUTES, PREDICT_ATTRIBUTES
 
-    bound = copy.copy(original)
-    bound.__dict__.update(demos=list(original.demos), config=dict(original.config), history=[])
-    bound.callbacks = list(original.callbacks)
-    if params.instruction != level0.instruction:
-        bound.signature = original.signature.with_instructions(params.instruction)
-    if params.demos != level0.demos:
-        bound.demos = [dspy.Example(**demo) for demo in params.demos]
-    bound.config.update(params.decoding)
-    return bound
+    bound = memo[id(original)]
+    for name, value in vars(original).items():
+        if name not in PREDICT_ATTRIBUTES and (name not in ATTRIBUTES or type(bound) is type(original)):
+            bound.__dict__[name] = _clone(value, memo)
 
 
 def _clone(value: Any, memo: dict[int, Any]) -> Any:
@@ -89,6 +86,8 @@ def _clone(value: Any, memo: dict[int, Any]) -> Any:
         return _clone_module(value, memo)
     if type(value) in (list, dict, tuple, set):
         return _clone_container(value, memo)
+    if isinstance(value, list | dict | tuple):
+        return _clone_special(value, memo)
     if isinstance(value, types.MethodType):
         owner = _clone(value.__self__, memo) if isinstance(value.__self__, dspy.Module) else value.__self__
         return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
@@ -121,16 +120,34 @@ def _clone_container(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, list):
         items: list[Any] = []
         memo[id(value)] = items
-        items.extend(_clone(item, memo) for item in value)
+        items.extend([item if type(item) in ATOMIC else _clone(item, memo) for item in value])
         return items
     if isinstance(value, dict):
         table: dict[Any, Any] = {}
         memo[id(value)] = table
-        table.update((key, _clone(item, memo)) for key, item in value.items())
+        table.update({k: item if type(item) in ATOMIC else _clone(item, memo) for k, item in value.items()})
         return table
     if isinstance(value, tuple):
         return tuple(_clone(item, memo) for item in value)
     return set(value)
+
+
+def _clone_special(value: Any, memo: dict[int, Any]) -> Any:
+    """Return a copy of an OrderedDict, a named tuple, ... that holds modules; without modules it is shared."""
+    if isinstance(value, tuple):
+        items = [_clone(item, memo) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    changed = {key: new for key in keys if (new := _clone(value[key], memo)) is not value[key]}
+    if not changed:
+        return value
+    clone = copy.copy(value)
+    memo[id(value)] = clone
+    for key, item in changed.items():
+        clone[key] = item
+    return clone
 
 
 def parameters_of(bound: "dspy.Module") -> Mapping[str, PredictorParams]:

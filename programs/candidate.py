@@ -56,10 +56,16 @@ def demo_of(signature: SignatureSpec, values: Mapping[str, Any]) -> Demo:
         as_json = jsonable(value)
         text_field = is_text(spec)
         # A tuple in a `str` field renders as JSON, but the list it becomes would render as a numbered list.
-        if render_value(as_json, text_field=text_field) != render_value(value, text_field=text_field):
-            as_json = render_value(value, text_field=text_field)
-        kept[spec.name] = as_json
+        text = render_value(value, text_field=text_field)
+        kept[spec.name] = as_json if _renders_to(text, as_json, text_field=text_field) else text
     return MappingProxyType(kept)
+
+
+def _renders_to(text: str, value: JsonValue, *, text_field: bool) -> bool:
+    try:
+        return render_value(value, text_field=text_field) == text
+    except (TypeError, AttributeError):  # a numbered list is made of texts only
+        return False
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,10 @@ class PredictorParams:
             "decoding": dict(self.decoding),
         }
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PredictorParams":
+        # Nothing in it changes, and bound predictors, which carry it, are deep-copied by BestOfN and Refine.
+        return self
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "PredictorParams":
         """Return the parameters that `to_json` wrote."""
@@ -107,6 +117,9 @@ class Candidate:
     def __getitem__(self, path: str) -> PredictorParams:
         """Return the parameters of the predictor at `path`."""
         return self.params[path]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Candidate":
+        return self
 
     @cached_property
     def id(self) -> str:

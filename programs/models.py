@@ -65,6 +65,8 @@ def resolve_lm(
 
 
 def _from_object(lm: Any, decoding: dict[str, JsonValue]) -> Model:
+    if isinstance(lm, type):
+        raise ModelError(f"`lm` is a language model, got the class {lm.__name__}: pass an instance of it.")
     # A dspy.LM also has `model` and `kwargs`; ours has `endpoint`. dspy is not imported to tell them apart.
     if hasattr(lm, "complete") and hasattr(lm, "endpoint"):
         return Model(cast(LM, lm), decoding)

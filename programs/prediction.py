@@ -1,7 +1,9 @@
 """Prediction: what a frozen program returns; it behaves where it is used as DSPy's own does."""
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from pydantic import BaseModel
 
 from .lm import Usage
 
@@ -9,7 +11,8 @@ from .lm import Usage
 class Prediction:
     """The outputs of one call: `pred.x`, `pred["x"]`, `.get`, `.toDict()`, and the tokens it took.
 
-    DSPy's metrics and `dspy.Evaluate` use it as they use a `dspy.Prediction`.
+    DSPy's metrics and `dspy.Evaluate` use it as they use a `dspy.Prediction`; what doesn't start with an underscore
+    and isn't a method is a field.
     """
 
     def __init__(
@@ -21,22 +24,32 @@ class Prediction:
         self._model = model
 
     def __getattr__(self, name: str) -> Any:
+        values = {} if name == "_values" else self._values  # while it is copied or unpickled there are none yet
+        if name in values:
+            return values[name]
+        known = ", ".join(values) or "nothing"
+        raise AttributeError(f"the prediction has no field {name!r}; it has {known}", name=name, obj=self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
-            raise AttributeError(name)
-        try:
-            return self._values[name]
-        except KeyError:
-            known = ", ".join(self._values) or "nothing"
-            raise AttributeError(f"the prediction has no field {name!r}; it has {known}") from None
+            super().__setattr__(name, value)
+        else:
+            self._values[name] = value
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._values[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._values[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._values
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        return iter(dict(self._values))
 
     def __len__(self) -> int:
         return len(self._values)
@@ -46,31 +59,32 @@ class Prediction:
             return self._values == other._values
         return NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # like DSPy's: equal by content, and content may be unhashable
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
 
     def __repr__(self) -> str:
         body = ",\n    ".join(f"{name}={value!r}" for name, value in self._values.items())
         return f"Prediction(\n    {body}\n)"
 
-    def keys(self) -> KeysView[str]:
+    def keys(self) -> list[str]:
         """Return the names of the outputs."""
-        return self._values.keys()
+        return list(self._values)
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> list[Any]:
         """Return the outputs."""
-        return self._values.values()
+        return list(self._values.values())
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> list[tuple[str, Any]]:
         """Return names and outputs."""
-        return self._values.items()
+        return list(self._values.items())
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return one output, or `default`."""
         return self._values.get(name, default)
 
     def toDict(self) -> dict[str, Any]:  # noqa: N802 - DSPy's name
-        """Return the outputs as a dictionary."""
-        return dict(self._values)
+        """Return the outputs as a dictionary, models in it as dictionaries too."""
+        return {name: _plain(value) for name, value in self._values.items()}
 
     def get_lm_usage(self) -> dict[str, dict[str, int]]:
         """Return the tokens of this call by model, as DSPy reports them."""
@@ -84,6 +98,14 @@ class Prediction:
         }
 
     @property
-    def calls(self) -> int:
-        """How many requests this call made, a second one after an unreadable reply included."""
-        return self._calls
+    def calls(self) -> Any:
+        """How many requests this call made, a second one after an unreadable reply included; or the field `calls`."""
+        return self._values.get("calls", self._calls)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -27,6 +27,10 @@ DECODING = frozenset(
 """The sampling parameters that may be written to a file; a config with any other key stays with the program."""
 
 
+ATOMIC = frozenset({str, int, float, bool, bytes, type(None)})
+"""What can't hold a predictor: passed over in the million passages that a program may hold in a list."""
+
+
 @dataclass(frozen=True)
 class Located:
     """One predictor object and where it was found.
@@ -55,6 +59,8 @@ class PredictorSpec:
         reason: Why DSPy itself runs this predictor, or None where a plan does.
         level0: What the user wrote: instruction, demonstrations, format, decoding.
         tunable: Whether the search may change it.
+        ambient: The format of the adapter in force when it was lowered; in another one's scope DSPy itself runs it.
+            None where that adapter is none a plan can stand in for.
     """
 
     path: str
@@ -63,6 +69,7 @@ class PredictorSpec:
     reason: str | None
     level0: PredictorParams
     tunable: bool
+    ambient: Format | None = "chat"
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,15 @@ class ProgramSpec:
         return Candidate(MappingProxyType({spec.path: spec.level0 for spec in self.predictors}))
 
     def predictor(self, path: str) -> PredictorSpec:
-        """Return the predictor at `path`."""
-        return next(spec for spec in self.predictors if spec.path == path)
+        """Return the predictor at `path`, or raise ProgramError."""
+        for spec in self.predictors:
+            if spec.path == path:
+                return spec
+        known = ", ".join(spec.path for spec in self.predictors)
+        raise ProgramError(
+            f"`a spec and its program have the same predictors`: {self.name} has no {path}, only {known}; "
+            "lower the program again after changing it."
+        )
 
 
 def walk(program: "dspy.Module") -> tuple[Located, ...]:
@@ -134,11 +148,13 @@ def _visit(value: Any, path: str, frozen: bool, above: frozenset[int]) -> Iterat
                 yield from _visit(item, f"{path}.{name}" if path else name, inside, above | {id(value)})
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _visit(item, f"{path}[{index}]", frozen, above | {id(value)})
+            if type(item) not in ATOMIC:
+                yield from _visit(item, f"{path}[{index}]", frozen, above | {id(value)})
     elif isinstance(value, dict):
         # repr keeps d[1] and d["1"] apart.
         for key, item in value.items():
-            yield from _visit(item, f"{path}[{key!r}]", frozen, above | {id(value)})
+            if type(item) not in ATOMIC:
+                yield from _visit(item, f"{path}[{key!r}]", frozen, above | {id(value)})
 
 
 def lower_program(program: "dspy.Module", *, adapter: Any = None) -> ProgramSpec:
@@ -188,7 +204,11 @@ def adapter_level(adapter: Any) -> tuple[Format, str | None]:
 
 
 def _lower_predictor(located: Located, level: Format, adapter_reason: str | None) -> PredictorSpec:
+    from .planned import Bound
+
     predictor = located.predictor
+    # What was bound before keeps the format it was bound with.
+    chosen: Format = predictor.format if isinstance(predictor, Bound) else level
     lowered = lower(predictor.signature)
     reason = adapter_reason or overridden(predictor)
     spec = None if isinstance(lowered, Unsupported) else lowered
@@ -211,28 +231,48 @@ def _lower_predictor(located: Located, level: Format, adapter_reason: str | None
         level0=PredictorParams(
             instruction=predictor.signature.instructions,
             demos=demos,
-            format=level,
-            decoding=MappingProxyType({k: v for k, v in sorted(predictor.config.items()) if k in DECODING}),
+            format=chosen,
+            decoding=MappingProxyType({k: v for k, v in sorted(predictor.config.items()) if _is_decoding(k, v)}),
         ),
         tunable=reason is None and not located.frozen,
+        ambient=None if adapter_reason is not None else level,
     )
+
+
+def _is_decoding(name: str, value: Any) -> bool:
+    """Say whether an item of a predictor's config is a sampling parameter that can be written to a file."""
+    if name not in DECODING:
+        return False
+    try:
+        canonical_json(value)
+    except (NotCanonical, TypeError, ValueError):
+        return False
+    return True
 
 
 def overridden(predictor: "dspy.Predict") -> str | None:
     """Return why a predictor's class must be left alone, or None."""
     import dspy
 
+    from .planned import ATTRIBUTES, written_class
+
+    cls = written_class(type(predictor))
     for name in ("forward", "aforward", "__call__", "acall", "_forward_preprocess", "_forward_postprocess"):
-        if name in vars(predictor) or getattr(type(predictor), name) is not getattr(dspy.Predict, name):
-            return f"{type(predictor).__name__} overrides {name}()"
-    return None
+        if name in vars(predictor) or getattr(cls, name) is not getattr(dspy.Predict, name):
+            return f"{cls.__name__} overrides {name}()"
+    taken = sorted(ATTRIBUTES & vars(predictor).keys()) if cls is type(predictor) else []
+    return f"{cls.__name__} has an attribute `{taken[0]}` of its own" if taken else None
 
 
 def _inputs(program: "dspy.Module") -> tuple[InputSpec, ...]:
     """Return what `forward` takes; `**kwargs` alone means: what the first predictor takes."""
     import dspy
 
-    forward = type(program).forward if hasattr(type(program), "forward") else type(program).aforward
+    forward = getattr(type(program), "forward", None) or getattr(type(program), "aforward", None)
+    if forward is None:
+        raise ProgramError(
+            f"{type(program).__name__} has neither: `a module defines forward() or aforward()`; define the one to call."
+        )
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if named:

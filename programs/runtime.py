@@ -1,93 +1,50 @@
 """load(): a frozen program out of its file, sync and async."""
 
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..signatures.canonical import digest
-from ..signatures.errors import ArtifactError, ProgramError, RequestError, WorkError
-from ..signatures.prompt import Capabilities, PromptPlan
-from ..signatures.reply import ParseError, ReplyParser
-from ..signatures.signature import SignatureSpec
-from .artifact import Artifact, ClassProgram, PredictorRecord, SealedProgram, inputs_of, read_artifact
-from .candidate import in_order
-from .flow import Fields, Flow
+from ..signatures.errors import ArtifactError, RequestError, VitrifyError
+from ..signatures.prompt import Capabilities, NeedsAdapter, PromptPlan
+from .artifact import Artifact, ClassProgram, SealedProgram, inputs_of, read_artifact
+from .exact import from_exact
+from .flow import Flow, calls_of
+from .frozen import FrozenPredictor, Unreadable, check_types
 from .lm import Reply, Request, Usage
+from .loaded import Loaded
 from .models import Model, resolve_lm
 from .prediction import Prediction
 
-
-class Unreadable(WorkError):
-    """The model answered, and no value could be read from its reply, the second request included."""
-
-
-class FrozenPredictor:
-    """One predictor out of an artifact: its plan, its parser, its decoding."""
-
-    def __init__(
-        self, record: PredictorRecord, model: Model, capabilities: Capabilities, types: Mapping[str, Any]
-    ) -> None:
-        assert record.signature is not None and record.plan is not None
-        self.path = record.path
-        self.signature = SignatureSpec.from_json(record.signature)
-        self.plan = PromptPlan.from_json(record.plan)
-        self.second = None if record.second_plan is None else PromptPlan.from_json(record.second_plan)
-        own = {
-            f.name: types[key]
-            for f in self.signature.outputs
-            for key in (f"{record.path}.{f.name}", f.name)
-            if key in types
-        }
-        self.parser = ReplyParser(self.signature, own or None)
-        self.config = {**model.decoding, **record.decoding}
-        self.capabilities = capabilities
-
-    def request(self, plan: PromptPlan, inputs: Mapping[str, Any], model: str) -> Request:
-        """Return the request for these inputs."""
-        params = plan.request_params(self.config, self.capabilities)
-        replicate = params.pop("rollout_id", None)
-        return Request(model, tuple(plan.render(inputs)), {k: v for k, v in params.items() if v is not None}, replicate)
-
-    def read(self, reply: Reply, plan: PromptPlan) -> dict[str, Any]:
-        """Return the outputs in a reply, or raise ParseError."""
-        if not reply.text:
-            raise ParseError(None, "a text", "", "there is none")
-        return self.parser.parse(reply.text, plan.format)
+Running = Generator[Request, Reply, Prediction]
+"""Yields the requests of one call in order, is sent their replies, and returns the prediction."""
 
 
-class FrozenProgram(Protocol):
-    """A program that was loaded: call it with its inputs."""
-
-    artifact: Artifact
-
-    def __call__(self, **inputs: Any) -> Any:
-        """Run it and return its prediction."""
-        ...
-
-    async def acall(self, **inputs: Any) -> Any:
-        """Run it without blocking the event loop."""
-        ...
-
-
-class SealedRun:
+class SealedRun(Loaded):
     """A sealed program: runs its flow with plans, parsers and a client, and without DSPy."""
 
     def __init__(self, artifact: Artifact, model: Model, types: Mapping[str, Any]) -> None:
+        super().__init__(artifact, model)
         assert isinstance(artifact.program, SealedProgram)
-        self.artifact = artifact
-        self.model = model
-        self.flow = Flow.from_json(artifact.program.flow)
         # What was recorded decides what a request asks for, so that the same file sends the same bytes everywhere.
-        recorded = Capabilities(**artifact.model.capabilities)
+        recorded = Capabilities(**artifact.model.capabilities.model_dump())
         capabilities = recorded if model.lm.name == artifact.model.name else model.lm.capabilities
-        self.predictors = {
-            record.path: FrozenPredictor(record, model, capabilities, types)
+        self._flow = Flow.from_json(artifact.program.flow)
+        self._predictors = {
+            record.path: FrozenPredictor(record, decoding=model.decoding, capabilities=capabilities, types=types)
             for record in artifact.predictors
-            if record.plan is not None
+            if record.plan is not None and record.signature is not None
         }
+        check_types(types, self._predictors)
+        for path in calls_of(self._flow):
+            if path not in self._predictors:
+                raise ArtifactError(
+                    f"the flow calls {path!r:.60}: `every predictor of a flow has a plan`; compile again."
+                )
+        if {p.name: p.required for p in self._flow.parameters} != inputs_of(artifact):
+            raise ArtifactError("the flow takes other inputs than the artifact names; compile again.")
 
-    def __call__(self, **inputs: Any) -> Prediction:
+    def __call__(self, *args: Any, **inputs: Any) -> Prediction:
         """Run the program and return its prediction.
 
         Raises:
@@ -95,142 +52,54 @@ class SealedRun:
             LMError: If the language model can't be reached.
             Unreadable: If its replies hold no values.
         """
-        steps = self.flow.execute(inputs)
-        tally = _Tally()
-        try:
-            path, asked = next(steps)
-            while True:
-                path, asked = steps.send(self._predict(self._predictor(path), asked, tally))
-        except StopIteration as stop:
-            return self._prediction(stop.value, tally)
+        self.check(args, inputs)
+        return _drive(self._run(inputs), self.model.lm.complete)
 
-    async def acall(self, **inputs: Any) -> Prediction:
+    async def acall(self, *args: Any, **inputs: Any) -> Prediction:
         """Run the program without blocking the event loop."""
-        steps = self.flow.execute(inputs)
-        tally = _Tally()
-        try:
-            path, asked = next(steps)
+        self.check(args, inputs)
+        return await _adrive(self._run(inputs), self.model.lm.acomplete)
+
+    def _run(self, inputs: Mapping[str, Any]) -> Running:
+        model = self.model.lm.name
+        usage, calls = Usage(), 0
+        steps = self._flow.execute(inputs)
+        outputs: Any = None
+        while True:
+            try:
+                path, asked = steps.send(outputs)
+            except StopIteration as stop:
+                return Prediction(stop.value, usage=usage, calls=calls, model=model)
+            asking = self._predictors[path].ask(asked, model)
+            reply: Any = None
             while True:
-                path, asked = steps.send(await self._apredict(self._predictor(path), asked, tally))
-        except StopIteration as stop:
-            return self._prediction(stop.value, tally)
-
-    def batch(self, rows: Iterable[Mapping[str, Any]], *, concurrency: int = 16) -> list[Prediction | Exception]:
-        """Run the program on rows, some at a time; errors stand in the place of their row."""
-        with ThreadPoolExecutor(concurrency) as pool:
-            futures = [pool.submit(self.__call__, **row) for row in rows]
-            return [_outcome(future) for future in futures]
-
-    def _predictor(self, path: str) -> FrozenPredictor:
-        found = self.predictors.get(path)
-        if found is None:
-            raise ArtifactError(
-                f"the flow calls {path!r}, and `every predictor of the flow has a plan`; compile again."
-            )
-        return found
-
-    def _predict(self, predictor: FrozenPredictor, inputs: Mapping[str, Any], tally: "_Tally") -> dict[str, Any]:
-        reply = tally.add(self.model.lm.complete(predictor.request(predictor.plan, inputs, self.model.lm.name)))
-        try:
-            return predictor.read(reply, predictor.plan)
-        except ParseError as error:
-            if predictor.second is None:
-                raise _unreadable(predictor, error) from error
-        reply = tally.add(self.model.lm.complete(predictor.request(predictor.second, inputs, self.model.lm.name)))
-        try:
-            return predictor.read(reply, predictor.second)
-        except ParseError as error:
-            raise _unreadable(predictor, error) from error
-
-    async def _apredict(self, predictor: FrozenPredictor, inputs: Mapping[str, Any], tally: "_Tally") -> dict[str, Any]:
-        reply = tally.add(await self.model.lm.acomplete(predictor.request(predictor.plan, inputs, self.model.lm.name)))
-        try:
-            return predictor.read(reply, predictor.plan)
-        except ParseError as error:
-            if predictor.second is None:
-                raise _unreadable(predictor, error) from error
-        reply = tally.add(
-            await self.model.lm.acomplete(predictor.request(predictor.second, inputs, self.model.lm.name))
-        )
-        try:
-            return predictor.read(reply, predictor.second)
-        except ParseError as error:
-            raise _unreadable(predictor, error) from error
-
-    def _prediction(self, value: Any, tally: "_Tally") -> Prediction:
-        if not isinstance(value, Fields):
-            raise ArtifactError("the flow returns no prediction; compile again.")
-        return Prediction(value, usage=tally.usage, calls=tally.calls, model=self.model.lm.name)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self.model.lm.close()
+                try:
+                    request = asking.send(reply)
+                except StopIteration as stop:
+                    outputs = stop.value
+                    break
+                reply = yield request
+                usage, calls = usage + reply.usage, calls + 1
 
 
-class _Tally:
-    """Counts the requests of one call."""
-
-    def __init__(self) -> None:
-        self.usage = Usage()
-        self.calls = 0
-
-    def add(self, reply: Reply) -> Reply:
-        self.usage += reply.usage
-        self.calls += 1
-        return reply
+def _drive(running: Running, complete: Callable[[Request], Reply]) -> Prediction:
+    try:
+        request = next(running)
+        while True:
+            request = running.send(complete(request))
+    except StopIteration as stop:
+        prediction: Prediction = stop.value
+        return prediction
 
 
-def _outcome(future: Any) -> Any:
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, Exception):
-        return error
-    raise error
-
-
-def _unreadable(predictor: FrozenPredictor, error: ParseError) -> Unreadable:
-    return Unreadable(f"{predictor.path}: the model's reply has no readable values ({str(error)[:300]}).")
-
-
-class BoundRun:
-    """A program that needs its class: bound to what the artifact holds, run by DSPy's modules."""
-
-    def __init__(self, artifact: Artifact, program: Any, model: Model) -> None:
-        from .bridge import EngineLM
-
-        self.artifact = artifact
-        self.model = model
-        self.program = program
-        self._lm = EngineLM(model.lm, **dict(model.decoding))
-
-    def __call__(self, **inputs: Any) -> Any:
-        """Run the program and return its `dspy.Prediction`."""
-        import dspy
-
-        _check_inputs(self.artifact, inputs)
-        with dspy.context(lm=self._lm):
-            return self.program(**inputs)
-
-    async def acall(self, **inputs: Any) -> Any:
-        """Run the program without blocking the event loop."""
-        import dspy
-
-        _check_inputs(self.artifact, inputs)
-        with dspy.context(lm=self._lm):
-            if hasattr(type(self.program), "aforward"):
-                return await self.program.acall(**inputs)
-            return await dspy.asyncify(self.program)(**inputs)
-
-    def batch(self, rows: Iterable[Mapping[str, Any]], *, concurrency: int = 16) -> list[Any]:
-        """Run the program on rows, some at a time; errors stand in the place of their row."""
-        with ThreadPoolExecutor(concurrency) as pool:
-            futures = [pool.submit(self.__call__, **row) for row in rows]
-            return [_outcome(future) for future in futures]
-
-    def close(self) -> None:
-        """Close the connections."""
-        self.model.lm.close()
+async def _adrive(running: Running, complete: Callable[[Request], Awaitable[Reply]]) -> Prediction:
+    try:
+        request = next(running)
+        while True:
+            request = running.send(await complete(request))
+    except StopIteration as stop:
+        prediction: Prediction = stop.value
+        return prediction
 
 
 def load(
@@ -275,65 +144,54 @@ def run_artifact(
     name: str = "the artifact",
 ) -> Any:
     """Return what runs an artifact on `model`; see `load`."""
-    check_canaries(artifact, name)
     if program is None and isinstance(artifact.program, SealedProgram):
-        return SealedRun(artifact, model, dict(types or {}))
+        return _sealed(artifact, model, dict(types or {}), name)
+    if types:
+        raise RequestError("types= is for a sealed program without program=: a program of your own has its classes.")
+    from .bound import BoundRun, import_program
+
+    check_canaries(artifact, name)
     if program is None:
         assert isinstance(artifact.program, ClassProgram)
-        program = _imported(artifact, artifact.program, tuple(allow_import), name)
-    from .verify import bind_artifact
+        allowed = (allow_import,) if isinstance(allow_import, str) else tuple(allow_import)
+        program = import_program(artifact, artifact.program, allowed, name)
+    return BoundRun(artifact, program, model, name)
 
-    return BoundRun(artifact, bind_artifact(artifact, program, name), model)
 
-
-def _imported(artifact: Artifact, record: ClassProgram, allowed: tuple[str, ...], name: str) -> Any:
-    import importlib
-
-    module, _, qualname = (record.import_path or "").partition(":")
-    if not module or module not in allowed:
-        raise ProgramError(
-            f"{name} needs the class {artifact.name} to run ({record.reason}): `nothing is imported out of a file` "
-            "unless "
-            f"you say so; pass program={artifact.name}()" + (f", or allow_import=[{module!r}]." if module else ".")
-        )
+def _sealed(artifact: Artifact, model: Model, types: dict[str, Any], name: str) -> SealedRun:
     try:
-        found: Any = importlib.import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ProgramError(
-            f"{name}: {record.import_path} can't be imported ({error}); pass program= instead."
+        check_canaries(artifact, name)
+        return SealedRun(artifact, model, types)
+    except VitrifyError:
+        raise
+    except Exception as error:  # a type written by hand makes pydantic raise whatever it meets
+        raise ArtifactError(
+            f"{name} holds a type that can't be built ({type(error).__name__}: {str(error)[:200]}); it was written by "
+            "hand: compile again."
         ) from error
-    return found()
 
 
 def check_canaries(artifact: Artifact, name: str) -> None:
     """Raise ArtifactError unless every canary renders to the messages that were recorded."""
-    plans: dict[str, PromptPlan] = {}
-    for record in artifact.predictors:
-        if record.plan is not None:
-            plans[record.path] = PromptPlan.from_json(record.plan)
+    plans = {r.path: PromptPlan.from_json(r.plan) for r in artifact.predictors if r.plan is not None}
     for canary in artifact.canaries:
         plan = plans.get(canary.path)
         if plan is None:
-            raise ArtifactError(f"{name}: a canary names {canary.path!r}, which has no plan; it was written by hand.")
-        messages: Any = plan.render({key: in_order(value) for key, value in canary.inputs.items()})
+            raise ArtifactError(
+                f"{name}: a canary names {canary.path!r:.60}, which has no plan; it was written by hand: compile again."
+            )
+        try:
+            messages: Any = plan.render({key: from_exact(value) for key, value in canary.inputs.items()})
+        except (NeedsAdapter, TypeError, ValueError, RecursionError) as error:
+            raise ArtifactError(
+                f"{name}: a canary of {canary.path!r:.60} can't be written ({str(error)[:120]}); compile again."
+            ) from error
         if digest(messages) != canary.sha256:
             raise ArtifactError(
                 f"{name}: {canary.path} renders other messages than when it was compiled: `what is measured is "
-                "what ships`; "
-                "a library that formats values (pydantic) has changed: install the recorded version "
+                "what ships`; a library that formats values (pydantic) has changed: install the recorded version "
                 f"({artifact.provenance.versions.get('pydantic', 'unknown')}), or compile again."
             )
 
 
-def _check_inputs(artifact: Artifact, inputs: Mapping[str, Any]) -> None:
-    known = inputs_of(artifact)
-    missing = [name for name, required in known.items() if required and name not in inputs]
-    if missing:
-        raise RequestError(f"the input {missing[0]!r} is missing: {artifact.name} takes {', '.join(known)}.")
-    unknown = [name for name in inputs if name not in known]
-    if unknown and known:
-        raise RequestError(
-            f"the input {unknown[0]!r} is none of the program's: {artifact.name} takes {', '.join(known)}."
-        )
+__all__ = ["Loaded", "SealedRun", "Unreadable", "check_canaries", "load", "run_artifact"]

@@ -4,10 +4,11 @@ import logging
 from typing import Any
 
 from ..signatures.errors import ArtifactError, ProgramError
+from ..signatures.prompt import PromptPlan
 from ..signatures.signature import SignatureSpec
 from .artifact import Artifact
 from .bind import bind
-from .program import ProgramSpec, lower_program
+from .program import ProgramSpec, lower_program, walk
 
 logger = logging.getLogger("vitrify")
 
@@ -16,13 +17,12 @@ def bind_artifact(artifact: Artifact, program: Any, name: str) -> Any:
     """Return `program` bound to the artifact's parameters.
 
     Raises:
-        ArtifactError: If a predictor is missing, or a signature differs; says how.
+        ArtifactError: If a predictor is missing, a signature differs, or a prompt comes out differently; says how.
+        ProgramError: If `program` is no instance of a program.
     """
     if isinstance(program, type):
         raise ProgramError(f"program= is an instance: pass {program.__name__}(), not {program.__name__}.")
-    import dspy
-
-    spec = lower_program(program, adapter=dspy.settings.adapter)
+    spec = lower_program(program, adapter=compiled_adapter(artifact))
     differences = mismatches(artifact, spec)
     if differences:
         listed = "\n  ".join(differences)
@@ -33,7 +33,20 @@ def bind_artifact(artifact: Artifact, program: Any, name: str) -> Any:
     recorded = artifact.program.source_sha256
     if recorded is not None and spec.source_sha256 is not None and recorded != spec.source_sha256:
         logger.warning("%s: the source of %s has changed since it was compiled.", name, artifact.name)
-    return bind(program, spec, artifact.candidate)
+    bound = bind(program, spec, artifact.candidate)
+    _check_plans(artifact, bound, name)
+    return bound
+
+
+def compiled_adapter(artifact: Artifact) -> Any:
+    """Return the adapter that was in force at the compile; where that can't be told, the one in force now."""
+    import dspy
+
+    if not any(record.plan is not None for record in artifact.predictors):
+        return dspy.settings.adapter
+    # A plan says that it was DSPy's ChatAdapter or JSONAdapter; what DSPy runs itself says which.
+    left = {record.format for record in artifact.predictors if record.plan is None}
+    return dspy.JSONAdapter() if left == {"json"} else None
 
 
 def mismatches(artifact: Artifact, spec: ProgramSpec) -> list[str]:
@@ -54,3 +67,23 @@ def mismatches(artifact: Artifact, spec: ProgramSpec) -> list[str]:
         current = SignatureSpec(recorded.name, recorded.instruction, signature.fields)
         lines += [f"predictor {path}: {line}" for line in recorded.differences(current)]
     return lines
+
+
+def _check_plans(artifact: Artifact, bound: Any, name: str) -> None:
+    """Raise ArtifactError unless every bound predictor renders the prompt that was recorded."""
+    from .planned import Planned
+
+    predictors = {item.path: item.predictor for item in walk(bound)}
+    for record in artifact.predictors:
+        if record.plan is None:
+            continue
+        predictor = predictors[record.path]
+        plan = predictor.plans.main if isinstance(predictor, Planned) else None
+        if plan != PromptPlan.from_json(record.plan):
+            raise ArtifactError(
+                f"{name}: {record.path} renders another prompt than when it was compiled: `what is measured is what "
+                "ships`; the program's signature or demonstrations, or a library (pydantic "
+                f"{artifact.provenance.versions.get('pydantic', 'unknown')}, dspy "
+                f"{artifact.provenance.versions.get('dspy', 'unknown')}), have changed: use what was recorded, or "
+                "compile again."
+            )

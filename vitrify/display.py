@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from .loading import fields_of
 from .programs.artifact import Artifact
-from .signatures.values import jsonable
 
 if TYPE_CHECKING:
     from .compiler.progress import Snapshot
@@ -57,7 +58,7 @@ class _Lines:
 
 
 class _Screen:
-    """Redraws one line on a terminal."""
+    """Redraws two lines on a terminal."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -70,7 +71,7 @@ class _Screen:
         if snapshot.stage == self._stage and now - self._last < 0.1:
             return
         self._stage, self._last = snapshot.stage, now
-        self._live.update(Text(_described(snapshot)))
+        self._live.update(_drawn(snapshot))
 
     def note(self, text: str) -> None:
         """Print a sentence above the line."""
@@ -78,20 +79,51 @@ class _Screen:
 
 
 def _described(snapshot: "Snapshot") -> str:
-    number = PASSES.index(snapshot.stage) + 1 if snapshot.stage in PASSES else 0
-    parts = [f"[{number}/{len(PASSES)}] {snapshot.stage:<9}"]
-    if snapshot.planned:
-        parts.append(f"{snapshot.done}/{snapshot.planned} evaluations")
-    if snapshot.trials:
-        parts.append(f"{snapshot.trials} trials")
-    if snapshot.best is not None:
-        parts.append(f"best {100 * snapshot.best:.1f} %")
-    replayed = f" (+{snapshot.replayed} known already)" if snapshot.replayed else ""
-    parts.append(f"{snapshot.calls} calls{replayed}, {_short(snapshot.tokens)} tokens")
+    """Return a snapshot as one plain line."""
+    done = [f"{snapshot.done}/{snapshot.planned} evaluations"] if snapshot.planned else []
     left = snapshot.seconds_left
-    if left is not None and left >= 1:
-        parts.append(f"about {left:.0f} s left in this pass")
-    return ", ".join([parts[0] + " " + parts[1], *parts[2:]])
+    time_left = [f"about {_time(left)} left in this pass"] if left is not None and left >= 1 else []
+    return f"{_head(snapshot)} {', '.join([*done, *_facts(snapshot), *time_left])}"
+
+
+def _drawn(snapshot: "Snapshot") -> Group:
+    """Return a snapshot as two short lines with a bar, for a terminal."""
+    left = snapshot.seconds_left
+    line = Table.grid(padding=(0, 1))
+    line.add_row(
+        Text(_head(snapshot), style="bold"),
+        ProgressBar(max(1, snapshot.planned), snapshot.done, width=24),
+        Text(f"{snapshot.done}/{snapshot.planned} evaluations" if snapshot.planned else ""),
+        Text(f"about {_time(left)} left" if left is not None and left >= 1 else "", style="dim"),
+    )
+    return Group(line, Text(" " * 6 + ", ".join(_facts(snapshot)), no_wrap=True, overflow="ellipsis"))
+
+
+def _head(snapshot: "Snapshot") -> str:
+    number = PASSES.index(snapshot.stage) + 1 if snapshot.stage in PASSES else 0
+    return f"[{number}/{len(PASSES)}] {snapshot.stage:<9}"
+
+
+def _facts(snapshot: "Snapshot") -> list[str]:
+    """Return trials, best score, calls and tokens in words."""
+    facts = []
+    if snapshot.trials:
+        facts.append(f"{snapshot.trials} trials")
+    if snapshot.best is not None:
+        facts.append(f"best {_percent(snapshot.best)}")
+    replayed = f" (+{snapshot.replayed} known already)" if snapshot.replayed else ""
+    return [*facts, f"{snapshot.calls} calls{replayed}", f"{_short(snapshot.tokens)} tokens"]
+
+
+def _percent(score: float) -> str:
+    """Return a score in words: most metrics lie in [0, 1], those that don't are shown as they are."""
+    return f"{100 * score:.1f} %" if -1 <= score <= 1 else f"{score:.4g}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _short(count: int) -> str:
@@ -154,7 +186,7 @@ def print_result(artifact: Artifact, path: Path, seconds: float, *, as_json: boo
 
 def print_prediction(prediction: Any, *, as_json: bool) -> None:
     """Print a prediction, a field a line."""
-    values = {name: jsonable(value) for name, value in prediction.items()}
+    values = fields_of(prediction)
     if as_json:
         typer.echo(json.dumps(values, ensure_ascii=False))
         return
@@ -213,8 +245,7 @@ def print_artifact(artifact: Artifact) -> None:
             + (f"  (run by DSPy: {escape(record.reason)})" if record.reason else "")
         )
         for field in (record.signature or {}).get("fields", []):
-            kind = field["type"] if isinstance(field["type"], str) else json.dumps(field["type"], ensure_ascii=False)
-            console.print(f"  {field['role']:<6} {escape(field['name'])}: {escape(kind[:100])}")
+            console.print(f"  {field['role']:<6} {escape(field['name'])}: {escape(_kind(field['type']))}")
         console.print(f"  instruction{_from(record.methods.get('instruction'))}:")
         for line in record.instruction.splitlines():
             console.print(f"    {escape(line)}")
@@ -225,6 +256,17 @@ def print_artifact(artifact: Artifact) -> None:
             console.print("    " + escape(json.dumps(demo, ensure_ascii=False)[:160]))
     for note in artifact.notes:
         console.print(f"\nnote: {escape(note)}")
+
+
+def _kind(type_: Any) -> str:
+    """Return a field's type as Python writes it."""
+    if isinstance(type_, str):
+        return type_
+    from .signatures.contract import annotation_name
+    from .signatures.types import python_type, type_from_json
+
+    text = annotation_name(python_type(type_from_json(type_)))
+    return text if len(text) <= 160 else f"{text[:160]}..."
 
 
 def _from(method: str | None) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .boundary import user_error
 from .compiler.data import Example, describe_source, load_rows, to_dataset
-from .compiler.metric import MetricSpec, call_metric, required_labels, resolve_metric
+from .compiler.metric import MetricBug, MetricSpec, StockMetric, call_metric, required_labels, resolve_metric
+from .loading import field_types, fields_of
 from .programs.artifact import Artifact, inputs_of
 from .programs.lm import LMError, Usage
 from .programs.runtime import Unreadable
-from .signatures.errors import ArtifactError, DataError, VitrifyError, nearest
+from .signatures.errors import ArtifactError, DataError, nearest
 from .signatures.values import jsonable
 
 
@@ -79,6 +82,7 @@ def evaluate(loaded: Any, data: Any, metric: Any, *, concurrency: int = 16) -> E
         load_rows(data),
         input_names=[name for name, required in known.items() if required],
         optional_inputs=[name for name, required in known.items() if not required],
+        types=field_types(artifact),
         source=describe_source(data),
     )
     for name in required_labels(scored):
@@ -89,14 +93,29 @@ def evaluate(loaded: Any, data: Any, metric: Any, *, concurrency: int = 16) -> E
             )
     began = time.monotonic()
     tally = _Tally()
-    with ThreadPoolExecutor(concurrency) as pool:
-        futures = [pool.submit(_row, loaded, scored, example, tally) for example in dataset]
-        try:
-            rows = tuple(future.result() for future in futures)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    judge = _judge(scored, loaded)
+    pool = ThreadPoolExecutor(concurrency)
+    try:
+        futures = [pool.submit(_row, loaded, scored, example, tally, judge) for example in dataset]
+        rows = tuple(future.result() for future in futures)
+    except BaseException:
+        # Give up what is under way: nobody waits for a server after Ctrl-C.
+        pool.shutdown(wait=False, cancel_futures=True)
+        loaded.close()
+        raise
+    pool.shutdown()
     return Evaluation(artifact, scored.name, rows, time.monotonic() - began, tally.usage, tally.calls)
+
+
+def _judge(metric: MetricSpec, loaded: Any) -> Any:
+    """Return the model that a metric may ask itself, as a `dspy.LM`; a stock metric asks none."""
+    if isinstance(metric.call, StockMetric):
+        return None
+    import dspy
+
+    from .programs.bridge import EngineLM
+
+    return dspy.settings.lm or EngineLM(loaded.model.lm, **dict(loaded.model.decoding))
 
 
 class _Tally:
@@ -105,31 +124,34 @@ class _Tally:
     def __init__(self) -> None:
         self.usage = Usage()
         self.calls = 0
+        self._lock = threading.Lock()
 
     def add(self, prediction: Any) -> None:
-        used: Mapping[str, Any] = next(iter((prediction.get_lm_usage() or {}).values()), {})
-        self.usage += Usage(int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0))
-        self.calls += int(getattr(prediction, "calls", 0) or 0)
+        used: Mapping[str, Any] = getattr(prediction, "get_lm_usage", dict)() or {}
+        tokens: Mapping[str, Any] = next(iter(used.values()), {})
+        with self._lock:
+            self.usage += Usage(int(tokens.get("prompt_tokens") or 0), int(tokens.get("completion_tokens") or 0))
+            self.calls += int(getattr(prediction, "calls", 0) or 0)
 
 
-def _row(loaded: Any, metric: MetricSpec, example: Example, tally: _Tally) -> Row:
+def _row(loaded: Any, metric: MetricSpec, example: Example, tally: _Tally, judge: Any) -> Row:
     try:
-        prediction = loaded(**example.inputs)
+        prediction = loaded(**example.own_inputs())
     except Unreadable as error:
         return Row(example, {}, 0.0, None, str(error))
-    except (LMError, ArtifactError):
-        raise
     except Exception as error:
-        if not _is_parse_error(error):
-            raise
-        return Row(example, {}, 0.0, None, str(error).strip().partition("\n")[0])
+        if type(error).__name__ == "AdapterParseError":  # DSPy's, of a program that runs through it
+            return Row(example, {}, 0.0, None, str(error).strip().partition("\n")[0])
+        raise user_error(error, f"{loaded.artifact.name}, on row {example.row},") from error
     tally.add(prediction)
-    score = call_metric(metric, example, prediction, None)
-    return Row(example, dict(prediction.items()), score.value, score.feedback, None)
-
-
-def _is_parse_error(error: Exception) -> bool:
-    return not isinstance(error, VitrifyError) and type(error).__name__ == "AdapterParseError"
+    try:
+        score = call_metric(metric, example, prediction, None, lm=judge)
+    except MetricBug as error:
+        refused = user_error(error.__cause__, metric.name) if isinstance(error.__cause__, Exception) else None
+        if isinstance(refused, LMError):  # a judge that couldn't be asked is no bug of the metric's
+            raise refused from error
+        raise
+    return Row(example, fields_of(prediction), score.value, score.feedback, None)
 
 
 def write_table(result: Evaluation, path: Path) -> None:
@@ -147,7 +169,7 @@ def write_table(result: Evaluation, path: Path) -> None:
         "failure",
     ]
     try:
-        with path.open("w", newline="", encoding="utf-8") as stream:
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
             writer = csv.writer(stream)
             writer.writerow(header)
             for row in result.rows:

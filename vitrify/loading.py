@@ -3,16 +3,20 @@
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-from .programs.artifact import Artifact, inputs_of, read_artifact
+from .boundary import WRONG_REQUEST, user_error
+from .programs.artifact import Artifact, check_writable, inputs_of, read_artifact
+from .programs.lm import LMError
 from .programs.models import Model, resolve_lm
 from .programs.runtime import run_artifact
-from .signatures.errors import DataError, ProgramError, RequestError, VitrifyError, nearest
+from .signatures.errors import ArtifactError, DataError, ProgramError, RequestError, nearest
 from .signatures.values import jsonable
 
 
@@ -32,10 +36,10 @@ def load_program(spec: str) -> Any:
         )
     needed = _needed(found)
     if needed:
+        made = f"{getattr(found, '__name__', 'Program')}({', '.join(f'{name}=...' for name in needed)})"
         raise ProgramError(
-            f"{spec} needs the argument {needed[0]!r}: `a program is made without arguments`; name a function that "
-            "makes "
-            f"it, such as `def make(): return {getattr(found, '__name__', 'Program')}({needed[0]}=...)`."
+            f"{spec} needs {'the argument' if len(needed) == 1 else 'arguments'} {', '.join(needed)}: `a program is "
+            f"made without arguments`; name a function that makes it, such as `def make(): return {made}`."
         )
     try:
         program = found()
@@ -47,8 +51,11 @@ def load_program(spec: str) -> Any:
 
 
 def _needed(found: Any) -> list[str]:
+    # A dspy.Module's metaclass takes anything; its __init__ says what is asked for.
+    is_class = isinstance(found, type)
     try:
-        parameters = inspect.signature(found).parameters.values()
+        signature = inspect.signature(getattr(found, "__init__") if is_class else found)  # noqa: B009 - mypy
+        parameters = list(signature.parameters.values())[is_class:]
     except (TypeError, ValueError):
         return []
     return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -59,6 +66,32 @@ def load_table(source: str) -> list[dict[str, Any]]:
     from .compiler.rows import load_rows
 
     return load_rows(source)
+
+
+def parse_price(text: str | None) -> tuple[float, float] | None:
+    """Return the two prices that `--price` gives."""
+    if text is None:
+        return None
+    try:
+        prompt, completion = (float(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(f"`--price` is two numbers, like 0.15,0.60, got {text!r}.") from None
+    return prompt, completion
+
+
+def check_output(path: Path, option: str) -> None:
+    """Raise ArtifactError unless a file can be made at `path`; asked before money is spent."""
+    if path.is_dir():
+        raise ArtifactError(f"{option} {path} is a folder: `{option} names a file`; name one in it.")
+    check_writable(path)
+    try:
+        # Permissions alone don't tell: the file system may be read-only, or none at all as /proc.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"{option} {path} can't be written ({str(error.strerror).lower()}); name another path."
+        ) from error
 
 
 def open_artifact(path: Path, *, program: str | None, lm: str | None, api_base: str | None) -> Any:
@@ -113,18 +146,88 @@ def _json_or_text(value: str) -> Any:
         return value
 
 
-def stream_rows(loaded: Any, source: str, concurrency: int) -> Iterator[dict[str, Any]]:
-    """Yield one record for each row, in order: its outputs, or an `error`; never more than a window is held."""
-    known = inputs_of(loaded.artifact)
-    rows = _stdin_rows() if source == "-" else iter(load_table(source))
-    with ThreadPoolExecutor(concurrency) as pool:
-        window: list[Future[dict[str, Any]]] = []
-        for row in islice(rows, 4 * concurrency):
-            window.append(pool.submit(_record, loaded, known, row))
-        while window:
-            yield window.pop(0).result()
-            for row in islice(rows, 1):
-                window.append(pool.submit(_record, loaded, known, row))
+def predict(loaded: Any, inputs: Mapping[str, Any]) -> Any:
+    """Return a loaded program's prediction; whatever goes wrong is one of our errors."""
+    try:
+        return loaded(**inputs)
+    except Exception as error:  # whatever the user's class raises
+        raise user_error(error, loaded.artifact.name) from error
+
+
+def stream_rows(loaded: Any, source: str, concurrency: int) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yield a record for each row, in order, and whether it is a prediction; else its `error` says why there is none.
+
+    Rows are read while others run, and never more than a window ahead of what was yielded.
+
+    Raises:
+        DataError: If a row can't be read; those before it have been yielded.
+        LMError: If the first row shows that no row can be answered: a wrong key, an unknown model, no server.
+    """
+    stream = _Stream(loaded, source, concurrency)
+    try:
+        yield from stream
+    finally:
+        stream.close()
+
+
+class _Stream:
+    """Rows under way: a thread reads them and hands them to workers; the results come out in order."""
+
+    def __init__(self, loaded: Any, source: str, concurrency: int) -> None:
+        rows = _stdin_rows() if source == "-" else iter(_typed(load_table(source), loaded.artifact))
+        self._loaded = loaded
+        self._known = inputs_of(loaded.artifact)
+        self._room = threading.Semaphore(4 * concurrency)
+        self._pool = ThreadPoolExecutor(concurrency)
+        self._results: SimpleQueue[Future[Any] | BaseException | None] = SimpleQueue()
+        self._closed = False
+        threading.Thread(target=self._read, args=(rows,), name="vitrify rows", daemon=True).start()
+
+    def _read(self, rows: Iterator[dict[str, Any]]) -> None:
+        end: BaseException | None = None
+        try:
+            for row in rows:
+                self._room.acquire()
+                if self._closed:
+                    return
+                self._results.put(self._pool.submit(self._outcome, row))
+        except Exception as error:  # noqa: BLE001 - raised again where the results are read
+            end = error
+        self._results.put(end)
+
+    def _outcome(self, row: dict[str, Any]) -> Any:
+        try:
+            return predict(self._loaded, {name: row[name] for name in self._known if name in row})
+        except Exception as error:  # noqa: BLE001 - a row's failure is data: the other rows still run
+            return error
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        answered = False
+        while (item := self._results.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            found = item.result()
+            self._room.release()
+            if isinstance(found, LMError) and found.cause in WRONG_REQUEST and not answered:
+                raise found
+            answered = True
+            if isinstance(found, Exception):
+                yield {"error": str(found)}, False
+            else:
+                yield fields_of(found), True
+
+    def close(self) -> None:
+        """Begin nothing more, and give up what is under way."""
+        self._closed = True
+        self._room.release()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._loaded.close()
+
+
+def fields_of(prediction: Any) -> dict[str, Any]:
+    """Return a prediction's fields as JSON; what a program returns instead of a prediction is its `output`."""
+    items = prediction.items() if hasattr(prediction, "items") else [("output", prediction)]
+    return {name: jsonable(value) for name, value in items}
 
 
 def _stdin_rows() -> Iterator[dict[str, Any]]:
@@ -140,11 +243,35 @@ def _stdin_rows() -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _record(loaded: Any, known: Any, row: dict[str, Any]) -> dict[str, Any]:
+def field_types(artifact: Artifact) -> dict[str, Any]:
+    """Return the types of the numbers and truth values among a program's fields, for rows that hold only text."""
+    kinds = {"int": int, "float": float, "bool": bool}
+    types: dict[str, Any] = {}
+    for record in artifact.predictors:
+        for field in (record.signature or {}).get("fields", ()):
+            if isinstance(field["type"], str):
+                types[field["name"]] = str if field["type"] == "str" else types.get(field["name"], field["type"])
+    return {name: kinds[kind] for name, kind in types.items() if kind in kinds}
+
+
+def _typed(rows: list[dict[str, Any]], artifact: Artifact) -> list[dict[str, Any]]:
+    """Return rows with the inputs' text as what the program's fields say; every required input must be a column."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for name, required in inputs_of(artifact).items():
+        if required and name not in columns:
+            raise DataError(
+                f"The rows break `every input of the program is a column`: no column `{name}`; {nearest(name, columns)}"
+            )
+    types = {name: kind for name, kind in field_types(artifact).items() if name in inputs_of(artifact)}
+    return [{name: _number(value, types.get(name)) for name, value in row.items()} for row in rows]
+
+
+def _number(value: Any, kind: Any) -> Any:
+    if kind is None or not isinstance(value, str):
+        return value
+    if kind is bool:
+        return {"true": True, "false": False}.get(value.strip().lower(), value)
     try:
-        prediction = loaded(**{name: row[name] for name in known if name in row})
-    except VitrifyError as error:
-        return {"error": str(error)}
-    except Exception as error:  # noqa: BLE001 - a row's failure is data: the other rows still run
-        return {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"}
-    return {name: jsonable(value) for name, value in prediction.items()}
+        return kind(value)
+    except ValueError:
+        return value

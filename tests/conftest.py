@@ -1,0 +1,46 @@
+"""What several test files share: compiled artifacts, made once in a session."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+HELPDESK = EXAMPLES / "helpdesk" / "program.py"
+
+
+def compile_small(program: Any, rows: Any, metric: Any, run_dir: Path) -> Any:
+    """Compile with the embedded model and as little search as makes an artifact."""
+    import vitrify
+
+    options = vitrify.Options(instructions=2, demo_sets=2, max_demos=4, concurrency=2)
+    budget = vitrify.Budget(calls=900)
+    return vitrify.compile(program, rows, metric, lm="embedded", budget=budget, run_dir=run_dir, options=options)
+
+
+@pytest.fixture(scope="session")
+def tickets() -> list[dict[str, Any]]:
+    """Rows of the helpdesk example."""
+    from vitrify.compiler.data import load_rows
+
+    return [dict(row) for row in load_rows(EXAMPLES / "helpdesk" / "tickets.jsonl")][:80]
+
+
+@pytest.fixture(scope="session")
+def artifact(tickets: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The artifact of the helpdesk example, which seals."""
+    from vitrify.compiler.importing import load_object
+
+    program: Any = load_object(f"{HELPDESK}:Helpdesk")
+    metric = load_object(f"{HELPDESK}:routed")
+    return compile_small(program(), tickets, metric, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def saved(artifact: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The helpdesk artifact's file."""
+    path: Path = artifact.save(tmp_path_factory.mktemp("saved") / "helpdesk.json")
+    return path
