@@ -35,6 +35,7 @@ from typing import Any
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
 
 import dspy
+from dspy.dsp.utils.settings import thread_local_overrides
 from vitrify.compiler.data import load_rows
 from vitrify.compiler.importing import load_object
 from vitrify.programs.bind import bind
@@ -100,14 +101,14 @@ def timed(work: Callable[[], None]) -> tuple[float, float]:
 
 def in_threads(threads: int, call: Callable[[str], Any], asked: list[str]) -> Callable[[], None]:
     """Return work that makes the calls in threads, DSPy's settings with them."""
-    overrides = dspy.dsp.utils.settings.thread_local_overrides.get().copy()
+    overrides = thread_local_overrides.get().copy()
 
     def one(question: str) -> None:
-        token = dspy.dsp.utils.settings.thread_local_overrides.set(overrides)
+        token = thread_local_overrides.set(overrides)
         try:
             call(question)
         finally:
-            dspy.dsp.utils.settings.thread_local_overrides.reset(token)
+            thread_local_overrides.reset(token)
 
     def work() -> None:
         with ThreadPoolExecutor(threads) as pool:

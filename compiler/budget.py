@@ -135,7 +135,7 @@ class Meter:
         """
         if self.budget.calls is not None and self.calls + calls > self.budget.calls:
             return f"{self.calls} of {self.budget.calls} calls are spent, and {calls} are kept for the sealed test"
-        # What is kept is a share, and no less than those calls have cost so far.
+        # What is kept is a share, and no less than what those calls cost on average.
         spent = self._spent(reserve, calls / self.calls if self.calls else 0.0)
         if spent is not None:
             return spent

@@ -1,6 +1,7 @@
 """The passes between the split and the artifact: preflight, bootstrap, propose, search, certify."""
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from typing import Any
 
 from ..programs.candidate import Candidate
 from ..programs.lm import Usage
+from ..signatures.canonical import canonical_json
 from ..signatures.errors import RequestError
 from .data import Example
 from .evidence import paired_evidence
@@ -22,6 +24,9 @@ from .strategy import DemoLevel, InstructionLevel, Needs, Provenance, View
 
 SAMPLE = 10
 """Training rows that preflight runs the baseline on."""
+
+LEAST = 40
+"""Evaluations below which nothing can be found out: then the baseline ships."""
 
 MOST_SELECT = 400
 """Rows of the select set that are used: beyond that, more rows tell less than more candidates."""
@@ -57,6 +62,7 @@ def preflight(state: State, run: Run) -> State:
             malformed=sum(isinstance(outcome, Malformed) for outcome in outcomes) / len(outcomes),
             evaluations=_affordable(job, state, calls),
             notes=notes,
+            usage=Usage(*(max(counts) for counts in zip(*(_tokens(o.cost.usage) for o in outcomes), strict=True))),
         ),
     )
 
@@ -108,8 +114,8 @@ def _check_tokens(state: State, run: Run, used: Sequence[Usage]) -> None:
     needed = Usage(*(rows * sum(counts) // len(used) for counts in zip(*map(_tokens, used), strict=True)))
     if budget.tokens is not None and sum(_tokens(needed)) > budget.tokens:
         raise RequestError(
-            f"`budget.tokens` is {budget.tokens}, and this data needs at least {sum(_tokens(needed))} by what the first "
-            f"{len(used)} rows took, for demonstrations and the sealed test alone; raise it, or give fewer rows."
+            f"`budget.tokens` is {budget.tokens}, and this data needs at least {sum(_tokens(needed))} by what the "
+            f"first {len(used)} rows took, for demonstrations and the sealed test alone; raise it, or give fewer rows."
         )
     if budget.dollars is not None and price is not None and price.of(needed) > budget.dollars:
         raise RequestError(
@@ -215,17 +221,45 @@ def search(state: State, run: Run) -> State:
     """Search the space of levels, every candidate on the same examples, and keep what the select set supports."""
     assert state.levels is not None and state.preflight is not None
     job, rows = state.job, state.splits.select
-    run.begin("search", state.preflight.evaluations)
+    evaluations = min(state.preflight.evaluations, _within_tokens(state, run))
+    run.begin("search", evaluations)
     certification = 2 * len(state.splits.test) * state.preflight.calls_per_example
+    too_few = "tokens or dollars leave no room for a search" if evaluations < LEAST else None
     options = SearchOptions(
         sampler=job.options.sampler,
         guard=job.options.guard,
-        stop=lambda: run.evaluator.meter.over(0.25, certification),
+        stop=lambda: too_few or run.evaluator.meter.over(0.0, certification),
         watch=run.watch,
     )
     oracle = EvaluatorOracle(run, state.levels, rows)
-    found = run_search(state.levels.space, oracle, budget=state.preflight.evaluations, seed=job.seed, options=options)
+    found = run_search(state.levels.space, oracle, budget=max(1, evaluations), seed=job.seed, options=options)
     return replace(state, found=found)
+
+
+def _within_tokens(state: State, run: Run) -> int:
+    """Return the evaluations that tokens and dollars leave room for, each at the price of the longest prompts.
+
+    Logical quantities only, so that the same request searches as far however often it was interrupted.
+    """
+    assert state.levels is not None and state.preflight is not None
+    budget, price = state.job.budget, run.evaluator.meter.price
+    longer = 0
+    for name, levels in state.levels.values.items():
+        if not name.endswith(".format"):
+            sizes = [len(canonical_json([dict(d) for d in v.demos])) if isinstance(v, DemoLevel) else len(v.text)
+                     for v in levels]  # fmt: skip
+            longer += max(sizes) - sizes[0]
+    used, again = state.preflight.usage, -(-state.preflight.calls_per_example // len(state.job.target.spec.predictors))
+    # Three characters a token: more than most tokenizers need, and the markers of the format come on top.
+    each = Usage(used.prompt_tokens + again * longer // 3, used.completion_tokens)
+    _, spent = run.evaluator.meter.logical
+    certification = 2 * len(state.splits.test)
+    room = [sys.maxsize]
+    if budget.tokens is not None:
+        room.append((budget.tokens - sum(_tokens(spent))) // max(1, sum(_tokens(each))) - certification)
+    if budget.dollars is not None and price is not None and price.of(each) > 0:
+        room.append(int((budget.dollars - price.of(spent)) / price.of(each)) - certification)
+    return max(0, min(room))
 
 
 def certify(state: State, run: Run) -> State:

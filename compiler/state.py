@@ -1,10 +1,11 @@
 """Job and State: the frozen data that the passes of a compile hand on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..programs.candidate import Candidate
+from ..programs.lm import Usage
 from ..programs.models import Model
 from .budget import Budget
 from .data import Dataset
@@ -69,6 +70,7 @@ class Preflight:
         malformed: The share of answers without readable values.
         evaluations: Metric calls that the search may take.
         notes: Sentences worth reading.
+        usage: The most tokens that one example took.
     """
 
     score: float
@@ -77,6 +79,7 @@ class Preflight:
     malformed: float
     evaluations: int
     notes: tuple[str, ...] = ()
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True)
