@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := .vitrify/demo
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench bench-engine clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -38,8 +38,11 @@ check: $(VENV)/.dev ## ruff, mypy, pyright and the layout test
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_layout.py
 
-bench: $(VENV)/.dev ## time the road from clone to artifact
+bench: $(VENV)/.dev ## the road beside MIPROv2, on the embedded model
 	$(BIN)/python benchmarks/road.py
+
+bench-engine: $(VENV)/.dev ## the engine's figures as ratios against stock DSPy
+	$(BIN)/python benchmarks/engine.py
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .vitrify build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
 from vitrify.compiler.importing import load_object
+from vitrify.compiler.options import EVALUATIONS
 from vitrify.programs.lm import LMError, Retry
 
 import vitrify as front
@@ -78,8 +79,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(params=list(TASKS))
-def task(request: pytest.FixtureRequest, here: Path) -> Iterator[Task]:
-    yield Task(request.param, here)
+def task(request: pytest.FixtureRequest, here: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    monkeypatch.setitem(EVALUATIONS, "light", 300)  # a search as usual, and as short as tests are
+    return Task(request.param, here)
 
 
 def test_example(task: Task) -> None:

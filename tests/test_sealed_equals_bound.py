@@ -34,6 +34,7 @@ from vitrify.programs.lm import Capabilities, Reply, Request, Usage
 from vitrify.programs.models import Model
 from vitrify.programs.program import ProgramSpec, lower_program
 from vitrify.programs.runtime import Unreadable, run_artifact
+from vitrify.signatures.errors import RequestError
 
 from tests.sealing import load_source
 from tests.strategies import profile
@@ -189,11 +190,14 @@ able = st.builds(Capabilities, response_format=st.booleans(), response_schema=st
 
 
 def outcome(run: Any) -> Any:
-    """Return the outputs as they print, or that none could be read."""
+    """Return the outputs as they print, or that none could be read or no prompt written."""
     try:
         return {name: repr(value).replace("<Color.RED: 'red'>", "RED") for name, value in run().items()}
     except (Unreadable, dspy.utils.exceptions.AdapterParseError):
         return "unreadable"
+    except (RequestError, TypeError) as error:  # a list in a `str` field whose items aren't text
+        assert isinstance(error, TypeError) or isinstance(error.__cause__, TypeError)
+        return "unwritable"
 
 
 def both(

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 import traceback
@@ -72,20 +73,20 @@ def first_line(error: BaseException) -> str:
 
 def user_error(error: Exception, where: str) -> VitrifyError:
     """Return what a user's program or DSPy raised as one of our errors."""
-    if isinstance(error, VitrifyError):
-        return error
     if type(error).__name__ == "AdapterParseError":
         return WorkError(f"{where}: the model's reply has no readable values ({first_line(error)}).")
-    from dspy.utils.exceptions import LMError as DSPyLMError
+    if not isinstance(error, VitrifyError):
+        from dspy.utils.exceptions import LMError as DSPyLMError
 
-    if isinstance(error, DSPyLMError):
-        from .programs.bridge import from_dspy
+        if isinstance(error, DSPyLMError):
+            from .programs.bridge import from_dspy
 
-        name = str(getattr(error, "model", None) or "the model")
-        found = from_dspy(error, name)
-        text = str(found).removeprefix(f"{name}: {name}: ")  # our own client has named it already
-        found.args = (text if text == str(found) else f"{name}: {text}",)
-        return found
+            error = from_dspy(error, str(getattr(error, "model", None) or "the model"))
+    if isinstance(error, LMError):
+        # Our own client names the model, and DSPy's error about it does so again.
+        error.args = (re.sub(r"^(?:the model: )?(\S+: )\1*", r"\1", str(error)),)
+    if isinstance(error, VitrifyError):
+        return error
     return WorkError(f"{where} raised {first_line(error)}.")
 
 
