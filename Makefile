@@ -28,7 +28,7 @@ demo: $(VENV)/.compile ## install, compile the helpdesk example on the embedded 
 	$(BIN)/vitrify run $(OUT)/helpdesk.json -i message="The parcel you sent last Tuesday still has not turned up and I need it tomorrow"
 
 test: $(VENV)/.dev ## run every test (no network beyond the package index, no key)
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 check: $(VENV)/.dev ## ruff, mypy, pyright and the layout test
 	$(BIN)/ruff check .

@@ -386,7 +386,7 @@ async def coroutine(example: Any, pred: Any) -> float:
     "returned",
     [None, "1", "", math.nan, math.inf, -math.inf, [], [1.0], {}, {"score": "high"}, {"value": 1}, 1j, Score(math.nan),
      np.array([1.0, 2.0]), dspy.Prediction(answer="x"), dspy.Prediction(score=None), object(), Score(None)],  # type: ignore[arg-type]
-    ids=repr,
+    ids=lambda value: "object" if type(value) is object else repr(value),  # repr holds an address there
 )  # fmt: skip
 def test_what_is_no_score(returned: Any) -> None:
     def judged(example: Any, pred: Any) -> Any:
