@@ -60,6 +60,7 @@ class Meter:
     clock: Callable[[], float] = time.monotonic
     calls: int = 0
     replayed: int = 0
+    wasted: int = 0
     usage: Usage = field(default_factory=Usage)
     _started: float = field(default=0.0, init=False)
     _distinct: dict[str, Usage] = field(default_factory=dict, init=False, repr=False)
@@ -90,7 +91,7 @@ class Meter:
                     f"The budget of {self.budget.calls} calls is spent; raise `budget.calls` and run again with the "
                     "same run directory: nothing that was paid is asked for twice."
                 )
-            spent = self._spent(0.0, 0.0)
+            spent = self._spent(self.usage, 0.0, 0.0)
             if spent is not None:
                 raise BudgetExhausted(
                     f"The budget is spent ({spent}); raise it and run again with the same run directory: nothing that "
@@ -98,10 +99,24 @@ class Meter:
                 )
             self.calls += 1
 
+    def resume(self, paid: tuple[int, int, Usage]) -> None:
+        """Begin with what earlier processes paid in this run directory: a budget is the run's, not the process's.
+
+        Args:
+            paid: Attempts at servers, how many of them came to nothing, and tokens.
+        """
+        self.calls, self.wasted, self.usage = paid
+
     def repeated(self, attempts: int) -> None:
         """Count attempts that the client made by itself, after the one that was admitted."""
         with self._lock:
             self.calls += attempts
+            self.wasted += attempts
+
+    def failed(self) -> None:
+        """Count an admitted attempt that came to nothing."""
+        with self._lock:
+            self.wasted += 1
 
     def paid(self, usage: Usage) -> None:
         """Add the tokens of a call that was made."""
@@ -129,27 +144,31 @@ class Meter:
     def over(self, reserve: float, calls: int = 0) -> str | None:
         """Return why the search must end now, or None.
 
+        Decided by logical quantities, so that a run that is taken up again decides as the undisturbed one would;
+        attempts that came to nothing count as well.
+
         Args:
             reserve: The share of tokens and dollars that is kept for certification, 0 to 1.
             calls: The calls that are kept for it.
         """
-        if self.budget.calls is not None and self.calls + calls > self.budget.calls:
-            return f"{self.calls} of {self.budget.calls} calls are spent, and {calls} are kept for the sealed test"
+        asked, usage = self.logical
+        spent = asked + self.wasted
+        if self.budget.calls is not None and spent + calls > self.budget.calls:
+            return f"{spent} of {self.budget.calls} calls are spent, and {calls} are kept for the sealed test"
         # What is kept is a share, and no less than what those calls cost on average.
-        spent = self._spent(reserve, calls / self.calls if self.calls else 0.0)
-        if spent is not None:
-            return spent
+        over = self._spent(usage, reserve, calls / asked if asked else 0.0)
+        if over is not None:
+            return over
         if self.budget.seconds is not None and self.seconds > self.budget.seconds:
             return f"{self.budget.seconds:g} seconds are over"
         return None
 
-    def _spent(self, share: float, again: float) -> str | None:
-        """Say what is spent but for a share of the budget, or for `again` times what was spent so far."""
-        tokens = self.usage.prompt_tokens + self.usage.completion_tokens
-        limit = self.budget.tokens
+    def _spent(self, usage: Usage, share: float, again: float) -> str | None:
+        """Say what is spent but for a share of the budget, or for `again` times `usage`."""
+        tokens, limit = usage.prompt_tokens + usage.completion_tokens, self.budget.tokens
         if limit is not None and tokens > limit - max(limit * share, tokens * again):
             return f"{tokens} of {limit} tokens are spent"
-        dollars, most = self.dollars, self.budget.dollars
+        dollars, most = None if self.price is None else self.price.of(usage), self.budget.dollars
         if most is not None and dollars is not None and dollars > most - max(most * share, dollars * again):
             return f"${dollars:.4f} of ${most:.2f} are spent"
         return None

@@ -7,6 +7,7 @@ from typing import Any, get_origin
 
 from ..programs.artifact import Artifact, read_artifact
 from ..programs.candidate import Candidate
+from ..programs.lm import Retry
 from ..programs.models import Model, resolve_lm
 from ..programs.program import ProgramSpec, lower_program
 from ..signatures.canonical import digest
@@ -60,6 +61,7 @@ def compile(
     job = prepare(program, data, metric, lm, strategy, budget or Budget(), seed, options or Options())
     with Ledger(Path(run_dir) if run_dir is not None else default_run_dir(job)) as ledger:
         meter = Meter(job.budget, _price(job))
+        meter.resume(ledger.paid)
         evaluator = Evaluator(
             job.model, job.metric, ledger, meter, judge=job.judge_model, concurrency=job.options.concurrency
         )
@@ -134,7 +136,10 @@ def prepare(
         for name, value in (("temperature", options.temperature), ("max_tokens", options.max_tokens))
         if value is not None
     }
-    model = resolve_lm(lm, api_base=options.api_base, api_key=options.api_key, decoding=decoding)
+    # One attempt at a time: the meter counts each, so that retries stay within the budget.
+    once = Retry(attempts=1)
+    server: dict[str, Any] = {"api_base": options.api_base, "api_key": options.api_key}
+    model = resolve_lm(lm, decoding=decoding, retry=once, **server)
     ambient = dspy.settings.lm
     return Job(
         target=target,
@@ -144,7 +149,7 @@ def prepare(
         test=None if options.test is None else _dataset(options.test, program, spec),
         metric=scored,
         model=model,
-        prompt_model=model if options.prompt_lm is None else resolve_lm(options.prompt_lm, api_base=options.api_base),
+        prompt_model=model if options.prompt_lm is None else resolve_lm(options.prompt_lm, retry=once, **server),
         judge_model=model if ambient is None else resolve_lm(ambient),
         teacher=_teacher(options, target, model),
         strategy=strategy,
@@ -198,7 +203,7 @@ def _check_labels(dataset: Dataset, needed: tuple[str, ...]) -> None:
 
 def _teacher(options: Options, target: Target, model: Model) -> tuple[Target, Model]:
     """Return the program and the model that bootstrap demonstrations."""
-    lm = model if options.teacher_lm is None else resolve_lm(options.teacher_lm)
+    lm = model if options.teacher_lm is None else resolve_lm(options.teacher_lm, retry=Retry(attempts=1))
     if options.teacher is None:
         return target, lm
     teacher = options.teacher

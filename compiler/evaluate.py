@@ -15,6 +15,7 @@ from ..programs.bridge import DspyLM, EngineLM
 from ..programs.candidate import Candidate
 from ..programs.lm import LM, Retry
 from ..programs.models import Model
+from ..programs.openai import OpenAICompatible
 from ..programs.planned import Planned
 from ..programs.program import ProgramSpec, walk
 from .budget import BudgetExhausted, Meter
@@ -249,8 +250,9 @@ class Evaluator:
 
 
 def _retry(lm: LM) -> Retry:
-    """Return how failed attempts are repeated: DSPy's client is told to leave that to us, every other LM sees to it."""
-    return Retry() if isinstance(lm, DspyLM) else Retry(attempts=1)
+    """Return how failed attempts are repeated here: not at all where the user's own client sees to it."""
+    own = lm.retry.attempts if isinstance(lm, OpenAICompatible) else 1
+    return Retry() if own == 1 else Retry(attempts=1)
 
 
 def _run(bound: Any, inputs: Mapping[str, Any]) -> Any:

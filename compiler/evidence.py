@@ -145,6 +145,24 @@ def paired_evidence(
     )
 
 
+def same_evidence(scores: Sequence[float], *, level: float = 0.95) -> Evidence:
+    """Return the evidence where the baseline itself ships: its score, and a difference of zero by definition."""
+    _check_level(level)
+    mean = float(_scores(scores, "scores").mean())
+    return Evidence(
+        baseline=mean,
+        compiled=mean,
+        difference=0.0,
+        interval=(0.0, 0.0),
+        level=level,
+        p_value=1.0,
+        n=len(scores),
+        discordant=None,
+        method="none: the baseline ships",
+        improved=False,
+    )
+
+
 def tango_interval(wins: float, losses: float, n: float, *, level: float = 0.95) -> tuple[float, float]:
     """Return Tango's score interval for a paired difference of proportions.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..programs.lm import Reply
+from ..programs.lm import Reply, Usage
 from ..signatures.canonical import JsonValue
 from ..signatures.errors import RequestError, WorkError
 
@@ -69,6 +69,15 @@ class Ledger:
                     ) from error
                 position += len(line)
         return position
+
+    @property
+    def paid(self) -> tuple[int, int, Usage]:
+        """Attempts at servers, how many of them came to nothing, and tokens, of the replies in this run."""
+        usage = Usage()
+        for reply in self._replies.values():
+            usage += reply.usage
+        attempts = sum(reply.attempts for reply in self._replies.values())
+        return attempts, attempts - len(self._replies), usage
 
     def __len__(self) -> int:
         return len(self._replies)

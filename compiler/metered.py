@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from ..programs.lm import LM, LMError, Reply, Request, Retry
@@ -135,7 +136,7 @@ class MeteredLM:
                 attempt += 1
             else:
                 self._meter.repeated(reply.attempts - 1)
-                return reply
+                return reply if attempt == 1 else replace(reply, attempts=reply.attempts + attempt - 1)
 
     async def _aask(self, request: Request) -> Reply:
         attempt = 1
@@ -148,11 +149,12 @@ class MeteredLM:
                 attempt += 1
             else:
                 self._meter.repeated(reply.attempts - 1)
-                return reply
+                return reply if attempt == 1 else replace(reply, attempts=reply.attempts + attempt - 1)
 
     def _pause(self, attempt: int, error: LMError) -> float:
         """Return the seconds to wait before the next attempt, or raise the error that there is none."""
         self._meter.repeated(error.attempts - 1)
+        self._meter.failed()
         delay = self._retry.delay(attempt, error, random.random())
         if delay is None:
             raise error if attempt == 1 else error.with_attempts(attempt)

@@ -12,7 +12,7 @@ from ..programs.lm import Usage
 from ..signatures.canonical import canonical_json
 from ..signatures.errors import RequestError
 from .data import Example
-from .evidence import paired_evidence
+from .evidence import paired_evidence, same_evidence
 from .options import EVALUATIONS
 from .outcome import Malformed, Outcome, Scored
 from .run import Run
@@ -271,6 +271,10 @@ def certify(state: State, run: Run) -> State:
     baseline = tuple(run.run(state.levels.candidate(home), test))
     shipped = state.found.shipped
     compiled = baseline if shipped == home else tuple(run.run(state.levels.candidate(shipped), test))
+    if shipped == home:
+        # The same program twice: there is no difference to estimate.
+        evidence = same_evidence([outcome.score for outcome in baseline])
+        return replace(state, certificate=Certificate(evidence, baseline, compiled))
     evidence = paired_evidence(
         [outcome.score for outcome in baseline],
         [outcome.score for outcome in compiled],

@@ -111,7 +111,7 @@ def _load_named(text: str, hub: Hub | None) -> list[dict[str, Any]]:
     if known is None:
         raise DataError(f"`{text}` breaks `the data file exists`: its folder `{path.parent}` isn't there either.")
     files = sorted(name for name in known if Path(name).suffix.lower() in SUFFIXES)
-    raise DataError(f"`{text}` breaks `the data file exists`: no such file; {nearest(path.name, files)}.")
+    raise DataError(f"`{text}` breaks `the data file exists`: no such file; {nearest(path.name, files)}")
 
 
 def _looks_like_hub(text: str) -> bool:
@@ -310,7 +310,7 @@ def _from_datasets(found: Any, where: str, split: str | None = None) -> list[dic
             )
         chosen = names[0] if split is None else split
         if chosen not in found:
-            raise DataError(f"{where} breaks `the split exists`: no `{chosen}`; {nearest(chosen, names)}.")
+            raise DataError(f"{where} breaks `the split exists`: no `{chosen}`; {nearest(chosen, names)}")
         found = found[chosen]
     elif split is not None and str(getattr(found, "split", split)) != split:
         raise DataError(f"{where} breaks `the split exists`: found only `{found.split}`.")

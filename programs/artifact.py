@@ -128,13 +128,19 @@ class EvidenceRecord(Closed):
     """Whether the rows were a sealed test; false where the data was too small for one."""
 
     def __str__(self) -> str:
+        if self.method.startswith("none"):
+            return (
+                f"{100 * self.baseline:.1f} % on {self.n} {self._rows()}: the baseline ships, so there is no difference"
+            )
         points = f"{100 * self.difference:+.1f} points"
         low, high = (f"{100 * value:+.1f}" for value in self.interval)
-        kind = "sealed test" if self.sealed else "held-out"
         return (
-            f"{100 * self.baseline:.1f} % -> {100 * self.compiled:.1f} % on {self.n} {kind} rows: {points} "
+            f"{100 * self.baseline:.1f} % -> {100 * self.compiled:.1f} % on {self.n} {self._rows()}: {points} "
             f"({100 * self.level:g} % interval {low} to {high}, p = {self.p_value:.2g})"
         )
+
+    def _rows(self) -> str:
+        return "sealed test rows" if self.sealed else "held-out rows"
 
 
 class SelectionRecord(Closed):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import importlib
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ..signatures.errors import ProgramError
 from .artifact import Artifact, ClassProgram
 from .frozen import Unreadable
+from .lm import LMError
 from .loaded import Loaded
 from .models import Model
 
@@ -68,7 +70,15 @@ class BoundRun(Loaded):
             text = str(error).strip().partition("\n")[0][:300]
             raise Unreadable(f"{self.artifact.name}: the model's reply has no readable values ({text}).") from error
         except DSPyLMError as error:
-            raise from_dspy(error, self.model.lm.name) from error
+            raise _ours(error) or from_dspy(error, self.model.lm.name) from error
+
+
+def _ours(error: BaseException | None) -> LMError | None:
+    """Return the error of our language model that DSPy's stands for, where there is one."""
+    while error is not None and not isinstance(error, LMError):
+        error = error.__cause__ or error.__context__
+    # A copy: raised from DSPy's error, which has the original below it, that one would close a circle.
+    return None if error is None else copy.copy(error)
 
 
 def import_program(artifact: Artifact, record: ClassProgram, allowed: tuple[str, ...], name: str) -> Any:

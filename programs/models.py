@@ -8,7 +8,7 @@ from typing import Any, cast
 from ..signatures.canonical import JsonValue
 from ..signatures.errors import ModelError, nearest
 from .embedded import Embedded
-from .lm import LM
+from .lm import LM, Retry
 from .openai import OpenAICompatible
 
 
@@ -31,6 +31,7 @@ def resolve_lm(
     api_base: str | None = None,
     api_key: str | None = None,
     decoding: Mapping[str, JsonValue] | None = None,
+    retry: Retry | None = None,
 ) -> Model:
     """Return the language model that `lm` names.
 
@@ -40,6 +41,7 @@ def resolve_lm(
         api_base: The server's address, up to and including `/v1`.
         api_key: The key; by default the provider's environment variable.
         decoding: Sampling parameters for every request.
+        retry: How our client repeats failed attempts; a caller that repeats them itself asks for one.
 
     Raises:
         ModelError: If nobody knows the name.
@@ -54,9 +56,10 @@ def resolve_lm(
         return Model(Embedded(), chosen)
     provider, _, model = name.partition("/")
     if api_base is not None or (provider == "openai" and model):
-        return Model(OpenAICompatible(name, api_base=api_base, api_key=api_key), chosen)
+        client = OpenAICompatible(name, api_base=api_base, api_key=api_key, retry=retry or Retry())
+        return Model(client, chosen)
     if not model:
-        known = ["embedded", "openai/gpt-4o-mini", f"openai/{name}"]
+        known = ["embedded", "openai/gpt-4o-mini", *([f"openai/{provider}"] if provider != "openai" else [])]
         raise ModelError(
             f"`lm` names a provider and a model, or is `embedded`: got {lm!r}; {nearest(name, known)} "
             "A server of your own takes any name together with api_base (--api-base)."
@@ -89,6 +92,8 @@ def _through_dspy(name: str, api_key: str | None, decoding: dict[str, JsonValue]
     try:
         import dspy
         import litellm
+
+        litellm.suppress_debug_info = True  # it would print a list of providers on stdout
     except ModuleNotFoundError as error:
         raise ModelError(
             f"{name} is reached through DSPy, which isn't installed (no module {error.name}): "

@@ -98,6 +98,11 @@ class OpenAICompatible:
         """What the model can do."""
         return self._capabilities
 
+    @property
+    def retry(self) -> Retry:
+        """How failed attempts are repeated."""
+        return self._retry
+
     def __repr__(self) -> str:
         return f"OpenAICompatible({self._name!r}, api_base={self._endpoint!r})"
 

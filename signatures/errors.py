@@ -58,6 +58,6 @@ def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
     if close:
         return f"did you mean `{close[0]}`?"
     if not known:
-        return "there are none"
+        return "there are none."
     shown = ", ".join(f"`{item}`" for item in list(known)[:12])
-    return f"there are: {shown}" + (", ..." if len(known) > 12 else "")
+    return f"there are: {shown}" + (", ..." if len(known) > 12 else ".")

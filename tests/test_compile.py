@@ -48,7 +48,7 @@ class Counting(Embedded):
     def complete(self, request: Request) -> Reply:
         self.asked.append(request.key)
         if self.dies_at is not None and len(self.asked) > self.dies_at:
-            raise LMError("the server is gone", cause=self.cause)
+            raise LMError("the server is gone", cause=self.cause, retryable=False)
         return super().complete(request)
 
 

@@ -12,7 +12,7 @@ import pytest
 from vitrify.compiler.budget import Budget, BudgetExhausted, Meter, Price
 from vitrify.compiler.ledger import Ledger
 from vitrify.compiler.metered import MeteredLM, Scope
-from vitrify.programs.lm import LMError, Reply, Request, Usage
+from vitrify.programs.lm import LMError, Reply, Request, Retry, Usage
 from vitrify.signatures.errors import RequestError, WorkError
 from vitrify.signatures.prompt import Capabilities
 
@@ -198,9 +198,42 @@ def test_the_meter_knows_when_tokens_money_and_time_are_over() -> None:
     meter = Meter(Budget(tokens=100, dollars=1.0, seconds=10.0), Price(0.01, 0.02), clock=clock)
     assert meter.over(0.25) is None
     assert "10 seconds are over" == meter.over(0.25)
-    meter.paid(Usage(60, 20))
+    meter.charge("a", Usage(60, 20))
+    meter.charge("a", Usage(60, 20))  # the same request, needed twice
     assert "80 of 100 tokens are spent" == meter.over(0.25)
     dear = Meter(Budget(dollars=1.0), Price(0.01, 0.02))
     dear.paid(Usage(60, 20))
     assert 1.0 == dear.dollars
+    dear.charge("a", Usage(60, 20))
     assert "$1.0000 of $1.00 are spent" == dear.over(0.25)
+
+
+def test_attempts_that_came_to_nothing_count_now_and_after_a_resume(tmp_path: Path) -> None:
+    class Failing(Stub):
+        def complete(self, request: Request) -> Reply:
+            self.asked.append(request.key)
+            if len(self.asked) % 3:
+                raise LMError("busy", cause="rate_limited", retry_after=0.0)
+            return HELLO
+
+    stub, meter = Failing(), Meter(Budget(calls=10))
+    with Ledger(tmp_path / "run") as ledger:
+        lm = MeteredLM(stub, ledger, meter, lambda: None, Retry(attempts=4, base_delay=0.0))
+        for index in range(2):
+            assert 3 == lm.complete(request(str(index))).attempts
+    assert (6, 4) == (meter.calls, meter.wasted)
+    assert meter.over(0.0, calls=4) is None
+    assert "6 of 10 calls are spent, and 5 are kept for the sealed test" == meter.over(0.0, calls=5)
+    with Ledger(tmp_path / "run") as ledger:
+        again = Meter(Budget(calls=10))
+        again.resume(ledger.paid)
+        assert (6, 4) == (again.calls, again.wasted)
+
+
+def test_retries_stay_within_the_budget(tmp_path: Path) -> None:
+    stub = Stub(LMError("busy", cause="rate_limited", retry_after=0.0))
+    with Ledger(tmp_path / "run") as ledger:
+        lm = MeteredLM(stub, ledger, Meter(Budget(calls=3)), lambda: None, Retry(attempts=9, base_delay=0.0))
+        with pytest.raises(BudgetExhausted):
+            lm.complete(request())
+    assert 3 == len(stub.asked)

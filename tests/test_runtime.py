@@ -171,7 +171,7 @@ def test_lm_errors_are_lm_errors(typed: Artifact, tmp_path: Path, own: bool) -> 
     loaded = run_artifact(typed, Model(Failing([], Capabilities())), program=program)
     runs: list[Callable[[], Any]] = [lambda: loaded(q="x"), lambda: asyncio.run(loaded.acall(q="x"))]
     for run in runs:
-        with pytest.raises(LMError, match="the server is down") as caught:
+        with pytest.raises(LMError, match="^the server is down$") as caught:
             run()
         assert ("server", 500, True) == (caught.value.cause, caught.value.status, caught.value.retryable)
 
