@@ -55,8 +55,8 @@ def emit(state: State, run: Run) -> Artifact:
         provenance=_provenance(state, run),
         canaries=_canaries(state, shipped),
         notes=list(run.notes),
-        reproducible=job.budget.seconds is None,
-        reproducible_reason=None if job.budget.seconds is None else "a limit in seconds was set",
+        reproducible=run.cut is None,
+        reproducible_reason=run.cut,
     )
     return Artifact.seal(content)
 
@@ -148,6 +148,7 @@ def _model(state: State) -> ModelRecord:
             function_calling=able.function_calling,
             reasoning=able.reasoning,
         ),
+        adapter="ChatAdapter" if job.target.adapter is None else type(job.target.adapter).__name__,
     )
 
 

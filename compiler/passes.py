@@ -174,6 +174,15 @@ def _distinct(levels: Sequence[Any], key: Any) -> tuple[Any, ...]:
     return tuple(kept)
 
 
+def _over(run: Run, certification: int) -> str | None:
+    """Return why the budget ends the search now, and note where that depends on more than the request."""
+    meter = run.evaluator.meter
+    reason = meter.over(0.0, certification)
+    if reason is not None and (meter.wasted or meter.budget.seconds is not None):
+        run.cut = f"the search was cut short: {reason}"
+    return reason
+
+
 @dataclass(frozen=True)
 class EvaluatorOracle:
     """The evaluator as the search sees it: points are candidates, examples are rows of the select set."""
@@ -228,7 +237,7 @@ def search(state: State, run: Run) -> State:
     options = SearchOptions(
         sampler=job.options.sampler,
         guard=job.options.guard,
-        stop=lambda: too_few or run.evaluator.meter.over(0.0, certification),
+        stop=lambda: too_few or _over(run, certification),
         watch=run.watch,
     )
     oracle = EvaluatorOracle(run, state.levels, rows)

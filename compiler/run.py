@@ -25,6 +25,7 @@ class Run:
         ledger: The run directory.
         progress: Told what happens, or None.
         notes: Sentences for the artifact and for whoever watches.
+        cut: What ended the search that another run of the same request may not meet: seconds, attempts that failed.
     """
 
     job: Job
@@ -32,6 +33,7 @@ class Run:
     ledger: Ledger
     progress: Progress | None = None
     notes: list[str] = field(default_factory=list)
+    cut: str | None = None
     _stage: str = field(default="", init=False)
     _began: float = field(default=0.0, init=False)
     _done: int = field(default=0, init=False)

@@ -110,6 +110,8 @@ class ModelRecord(Closed):
     name: str
     decoding: Decoding
     capabilities: CapabilitiesRecord
+    adapter: str
+    """The class of the adapter that was in force; what DSPy itself runs needs it again."""
 
 
 class EvidenceRecord(Closed):

@@ -39,14 +39,23 @@ def bind_artifact(artifact: Artifact, program: Any, name: str) -> Any:
 
 
 def compiled_adapter(artifact: Artifact) -> Any:
-    """Return the adapter that was in force at the compile; where that can't be told, the one in force now."""
+    """Return the adapter that was in force at the compile.
+
+    Raises:
+        ArtifactError: If that was one of the user's own, and it isn't in force now.
+    """
     import dspy
 
-    if not any(record.plan is not None for record in artifact.predictors):
-        return dspy.settings.adapter
-    # A plan says that it was DSPy's ChatAdapter or JSONAdapter; what DSPy runs itself says which.
-    left = {record.format for record in artifact.predictors if record.plan is None}
-    return dspy.JSONAdapter() if left == {"json"} else None
+    if any(record.plan is not None for record in artifact.predictors):
+        # A plan says that it was DSPy's ChatAdapter or JSONAdapter with default options.
+        return dspy.JSONAdapter() if artifact.model.adapter == "JSONAdapter" else None
+    now = type(dspy.settings.adapter or dspy.ChatAdapter()).__name__
+    if now != artifact.model.adapter:
+        raise ArtifactError(
+            f"{artifact.name} was compiled under {artifact.model.adapter}, and {now} is in force: `what is measured is "
+            "what ships`; set it with dspy.configure(adapter=...) before load."
+        )
+    return dspy.settings.adapter
 
 
 def mismatches(artifact: Artifact, spec: ProgramSpec) -> list[str]:

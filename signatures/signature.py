@@ -132,9 +132,9 @@ class SignatureSpec:
         if self.instruction != other.instruction:
             yield f"instruction: {self.instruction!r:.120} became {other.instruction!r:.120}"
         mine, theirs = ({field.name: field for field in spec.fields} for spec in (self, other))
-        for name in mine.keys() - theirs.keys():
+        for name in (name for name in mine if name not in theirs):
             yield f"field `{name}`: removed"
-        for name in theirs.keys() - mine.keys():
+        for name in (name for name in theirs if name not in mine):
             yield f"field `{name}`: added"
         for name, field in mine.items():
             if name in theirs:

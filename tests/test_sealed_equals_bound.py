@@ -123,7 +123,7 @@ def frozen(program: Any, spec: ProgramSpec, candidate: Candidate, capabilities: 
     content = Content(
         format="vitrify/1", name=spec.name, program=_program(spec, program, {}, records),
         inputs=[InputRecord(name=item.name, required=item.required) for item in spec.inputs], predictors=records,
-        model=ModelRecord(name=Scripted.name, decoding={"max_tokens": 99}, capabilities=able),
+        model=ModelRecord(name=Scripted.name, decoding={"max_tokens": 99}, capabilities=able, adapter="ChatAdapter"),
         evidence=EvidenceRecord(
             improved=False, baseline=0, compiled=0, difference=0, interval=(0, 0), level=0.95, p_value=1, n=1,
             method="none", sealed=False,
