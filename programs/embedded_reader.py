@@ -1,6 +1,5 @@
 """Reads a prompt as DSPy's ChatAdapter or JSONAdapter writes it: the contract, the demonstrations, the input."""
 
-import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Final, Literal, cast
 
 from ..signatures.canonical import JsonValue
+from ..signatures.literals import literal
 
 Kind = Literal["text", "label", "int", "float", "json"]
 
@@ -277,7 +277,7 @@ def _literals(annotation: str) -> tuple[JsonValue, ...]:
     if not annotation.startswith("Literal[") or not annotation.endswith("]"):
         return ()
     try:
-        values = ast.literal_eval(f"({annotation[8:-1]},)")
+        values = literal(f"({annotation[8:-1]},)")
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return ()
     return tuple(values)

@@ -4,7 +4,6 @@ Source: dspy/adapters/chat_adapter.py and json_adapter.py (`parse`), utils.py (`
 `apply_output_field_defaults`).
 """
 
-import ast
 import enum
 import json
 import re
@@ -16,6 +15,7 @@ import json_repair
 import pydantic
 
 from .contract import annotation_name
+from .literals import literal
 from .prompt import Format
 from .rebuild import default_value, python_types
 from .signature import FieldSpec, SignatureSpec
@@ -147,7 +147,7 @@ class _OutputField:
         candidate = _repair(value)
         if candidate == "" and value != "":
             try:
-                candidate = ast.literal_eval(value)
+                candidate = literal(value)
             except (ValueError, SyntaxError):
                 candidate = value
         return self._adapter.validate_python(candidate)

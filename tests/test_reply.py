@@ -1,5 +1,6 @@
 """A reply gives DSPy's own values, or an error where DSPy has one; DSPy is the oracle."""
 
+import contextlib
 import logging
 import os
 import time
@@ -171,3 +172,31 @@ def test_long_and_deep_replies_are_refused_or_read_in_bounded_time(piece: str) -
 def test_first_object_is_the_recursive_expression(text: str) -> None:
     match = regex.search(r"\{(?:[^{}]|(?R))*\}", text, regex.DOTALL)
     assert (match.group(0) if match else "") == _first_object(text)
+
+
+def test_literals_are_read_in_many_threads_at_once() -> None:
+    """CPython's parser shares its depth between threads, and raises SystemError for texts that are fine (gh-106905)."""
+    import ast
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
+    from vitrify.signatures.literals import literal
+
+    text = repr([{"a": [(1, 2.5, None, "x")] * 5}] * 20)
+    value, stop = ast.literal_eval(text), threading.Event()
+
+    def foreign() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(SystemError):
+                ast.parse(text)
+
+    others = [threading.Thread(target=foreign) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(found == value for found in pool.map(literal, [text] * 400))
+    finally:
+        stop.set()
+        for thread in others:
+            thread.join()
