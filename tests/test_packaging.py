@@ -48,7 +48,7 @@ def test_works_in_an_empty_environment(wheel: Path, helpdesk: Path, tmp_path: Pa
     subprocess.run([sys.executable, "-m", "venv", str(env)], check=True)
     python = env / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True, capture_output=True)
-    command = [env / "bin" / "vitrify", "run", helpdesk, "-i", "message=where is my parcel", "--json"]
+    command = [str(env / "bin" / "vitrify"), "run", str(helpdesk), "-i", "message=where is my parcel", "--json"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert 0 == ran.returncode, ran.stderr
     assert '"team"' in ran.stdout

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import product
+from typing import Any
 
 import numpy as np
 import optuna
@@ -116,8 +117,8 @@ def test_candidates_meet_on_the_same_examples() -> None:
     for point, examples in world.asked:
         seen.setdefault(point, []).extend(examples)
     longest = max(seen.values(), key=len)
-    for examples in seen.values():
-        assert longest[: len(examples)] == examples
+    for known in seen.values():
+        assert longest[: len(known)] == known
     assert world.space.baseline in seen
 
 
@@ -176,7 +177,7 @@ def test_a_reason_to_stop_is_heeded() -> None:
 def test_graded_scores_in_any_unit() -> None:
     rng = np.random.default_rng(0)
     world = World([4], 0.0, 8)
-    table = {(i,): rng.normal(50 + 10 * (i == 2), 8, world.examples) for i in range(4)}
+    table: dict[Point, Any] = {(i,): rng.normal(50 + 10 * (i == 2), 8, world.examples) for i in range(4)}
     world.outcomes = lambda point: table[point]  # type: ignore[method-assign]
     found = search(world.space, world, budget=600, seed=0)
     assert (2,) == found.shipped
@@ -185,7 +186,7 @@ def test_graded_scores_in_any_unit() -> None:
 
 def test_surrogate_shares_what_levels_have_in_common() -> None:
     rng = np.random.default_rng(0)
-    differences = {
+    differences: dict[Point, Any] = {
         (a, b): rng.normal(0.3 * (a == 1), 0.4, 40)
         for a in range(3)
         for b in range(3)
