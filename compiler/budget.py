@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..programs.lm import Usage
@@ -63,6 +63,7 @@ class Meter:
     wasted: int = 0
     usage: Usage = field(default_factory=Usage)
     _started: float = field(default=0.0, init=False)
+    _total: Usage = field(default_factory=Usage, init=False)
     _distinct: dict[str, Usage] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -123,18 +124,21 @@ class Meter:
         with self._lock:
             self.usage = self.usage + usage
 
-    def charge(self, key: str, usage: Usage) -> None:
-        """Count a request logically: once, however often it was needed and whoever answered it."""
-        with self._lock:
-            self._distinct.setdefault(key, usage)
+    def charge(self, requests: Mapping[str, Usage]) -> None:
+        """Count requests logically: each once, however often it was needed and whoever answered it.
+
+        Called when an evaluation retires, in the order asked, so that what was spent at a decision doesn't depend on
+        who finished first.
+        """
+        for key, usage in requests.items():
+            if key not in self._distinct:
+                self._distinct[key] = usage
+                self._total = self._total + usage
 
     @property
     def logical(self) -> tuple[int, Usage]:
         """Distinct requests and their tokens: the same for a compile whether it was interrupted or not."""
-        total = Usage()
-        for usage in self._distinct.values():
-            total += usage
-        return len(self._distinct), total
+        return len(self._distinct), self._total
 
     def served(self) -> None:
         """Count a call that the ledger answered."""

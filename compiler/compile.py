@@ -68,8 +68,10 @@ def compile(
         run = Run(job, evaluator, ledger, job.options.progress)
         interrupted = False
         try:
-            state = split_pass(job, run)
-            for step in (preflight, bootstrap, propose, search, certify):
+            state = preflight(split_pass(job, run), run)
+            # The baseline's part of the sealed test is needed whatever is chosen; certify alone reads it.
+            run.prefetch(job.target.spec.baseline, state.splits.test)
+            for step in (bootstrap, propose, search, certify):
                 state = step(state, run)
             return emit(state, run)
         except KeyboardInterrupt:

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,8 @@ from .data import Example
 from .ledger import Ledger
 from .metered import MeteredLM, Scope
 from .metric import MetricSpec, call_metric
-from .outcome import Malformed, Outcome, ProgramBug, Refused, Scored, TraceStep
+from .outcome import Cost, Malformed, Outcome, ProgramBug, Refused, Scored, TraceStep
+from .workers import Workers
 
 logger = logging.getLogger("vitrify")
 
@@ -69,12 +70,12 @@ class Evaluator:
     judge: Model | None = None
     concurrency: int = 16
     on_done: Callable[[Outcome], None] | None = None
-    _pool: ThreadPoolExecutor = field(init=False, repr=False)
+    _pool: Workers = field(init=False, repr=False)
     _lms: dict[int, EngineLM] = field(default_factory=dict, init=False, repr=False)
     _kept: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="vitrify")
+        self._pool = Workers(self.concurrency)
 
     def engine(self, model: Model) -> EngineLM:
         """Return `model` as a dspy.LM whose calls are metered; one for each model."""
@@ -114,6 +115,7 @@ class Evaluator:
         traced: bool = False,
         model: Model | None = None,
         config: Mapping[str, Any] | None = None,
+        priority: int = 0,
     ) -> "Future[Outcome]":
         """Evaluate a bound program on one example, in a worker thread.
 
@@ -124,41 +126,19 @@ class Evaluator:
             traced: Whether the metric sees the trace, as DSPy does while bootstrapping.
             model: Another model than the task model (a teacher's).
             config: Sampling parameters for this evaluation alone.
+            priority: Of its place in the queue; what nobody waits for yet has a larger one, and isn't reported.
         """
         lm = self.engine(model or self.model)
         if config:
             lm = lm.copy(**config)
-        future = self._pool.submit(self._evaluate, target, bound, example, traced, lm)
-        if self.on_done is not None:
+        future = self._pool.submit(lambda: self._evaluate(target, bound, example, traced, lm), priority=priority)
+        if self.on_done is not None and priority == 0:
             future.add_done_callback(self._report)
         return future
 
     def _report(self, future: "Future[Outcome]") -> None:
         if self.on_done is not None and not future.cancelled() and future.exception() is None:
             self.on_done(future.result())
-
-    def run(
-        self, target: Target, candidate: Candidate, examples: Sequence[Example], *, traced: bool = False
-    ) -> list[Outcome]:
-        """Evaluate a candidate on examples; the outcomes stand in the order of the examples.
-
-        Raises:
-            Refused: If the server failed for good.
-            MetricBug: If the metric raised.
-            ProgramBug: If the program raised.
-        """
-        bound = self.bound(target, candidate)
-        return self.gather([self.submit(target, bound, example, traced=traced) for example in examples])
-
-    def gather(self, futures: "Iterable[Future[Outcome]]") -> list[Outcome]:
-        """Return the outcomes in order; on the first failure nothing that hasn't begun is begun."""
-        waiting = list(futures)
-        try:
-            return [future.result() for future in waiting]
-        except BaseException:
-            for future in waiting:
-                future.cancel()
-            raise
 
     def _evaluate(self, target: Target, bound: Any, example: Example, traced: bool, lm: EngineLM) -> Outcome:
         scope = Scope()
@@ -175,8 +155,8 @@ class Evaluator:
                 self._raise_refusal(scope)  # a judge that couldn't be asked is no bug of the metric's
         return Scored(score.value, score.feedback, prediction, steps, scope.cost)
 
-    def ask(self, bound: Any, inputs: Mapping[str, Any], model: Model, **config: Any) -> "Future[Any]":
-        """Run a bound module outside any evaluation, such as a proposal; returns its prediction, or None.
+    def ask(self, bound: Any, inputs: Mapping[str, Any], model: Model, **config: Any) -> "Future[tuple[Any, Cost]]":
+        """Run a bound module outside any evaluation, such as a proposal; returns its prediction, or None, and its cost.
 
         None means that the model answered and no value could be read from it.
         """
@@ -184,11 +164,11 @@ class Evaluator:
         if config:
             lm = lm.copy(**config)
 
-        def work() -> Any:
+        def work() -> tuple[Any, Cost]:
             scope = Scope()
             with self._context(scope, lm, None):
                 prediction, _ = self._call(bound, inputs, None, scope, None)
-                return prediction
+                return prediction, scope.cost
 
         return self._pool.submit(work)
 
@@ -244,7 +224,7 @@ class Evaluator:
         if abandon:
             for lm in self._lms.values():
                 lm.target.close()
-        self._pool.shutdown(wait=not abandon, cancel_futures=True)
+        self._pool.close(wait=not abandon)
         for lm in self._lms.values():
             lm.target.close()
 

@@ -43,10 +43,8 @@ class Scope:
     @property
     def cost(self) -> Cost:
         """What was asked for so far."""
-        total = Cost(reparsed=self._reparsed)
-        for reply in self._seen.values():
-            total += Cost(1, reply.usage)
-        return total
+        with self._lock:
+            return Cost({key: reply.usage for key, reply in self._seen.items()}, self._reparsed)
 
 
 class MeteredLM:
@@ -98,7 +96,6 @@ class MeteredLM:
         except Exception as error:
             self._refuse(scope, error)
             raise
-        self._meter.charge(key, reply.usage)
         if scope is not None:
             scope.charge(key, reply)
         return reply
@@ -118,7 +115,6 @@ class MeteredLM:
         except Exception as error:
             self._refuse(scope, error)
             raise
-        self._meter.charge(key, reply.usage)
         if scope is not None:
             scope.charge(key, reply)
         return reply

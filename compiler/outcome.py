@@ -16,17 +16,22 @@ class Cost:
     """What an evaluation asked of the language model, counted logically: one request once, however it was served.
 
     Attributes:
-        calls: Distinct requests.
-        usage: Their tokens.
+        requests: The distinct requests by key, and their tokens.
         reparsed: Requests that were needed because a reply couldn't be parsed.
     """
 
-    calls: int = 0
-    usage: Usage = field(default_factory=Usage)
+    requests: Mapping[str, Usage] = field(default_factory=dict)
     reparsed: int = 0
 
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.calls + other.calls, self.usage + other.usage, self.reparsed + other.reparsed)
+    @property
+    def calls(self) -> int:
+        """How many distinct requests there were."""
+        return len(self.requests)
+
+    @property
+    def usage(self) -> Usage:
+        """Their tokens."""
+        return sum(self.requests.values(), Usage())
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from .outcome import Outcome
 from .progress import Progress, Snapshot
 from .state import Job
 
+LATER = 1
+"""The priority of what nobody waits for yet."""
+
 
 @dataclass
 class Run:
@@ -119,7 +122,8 @@ class Run:
         return outcomes
 
     def record(self, candidate: Candidate, example: Example, outcome: Outcome) -> None:
-        """Write an outcome to the journal."""
+        """Charge an outcome that retires, and write it to the journal."""
+        self.evaluator.meter.charge(outcome.cost.requests)
         self.ledger.append(
             "outcome",
             {
@@ -135,6 +139,21 @@ class Run:
             },
         )
 
-    def ask(self, module: Any, inputs: Mapping[str, Any], **config: Any) -> "Future[Any]":
-        """Run a DSPy module on the prompt model."""
-        return self.evaluator.ask(module, inputs, self.job.prompt_model, **config)
+    def ask(self, module: Any, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Any]:
+        """Run a DSPy module on the prompt model for each pair of inputs and sampling parameters, all at once."""
+        futures = [self.evaluator.ask(module, inputs, self.job.prompt_model, **config) for inputs, config in asked]
+        predictions = []
+        for future in futures:
+            prediction, cost = future.result()
+            self.evaluator.meter.charge(cost.requests)
+            predictions.append(prediction)
+        return predictions
+
+    def prefetch(self, candidate: Candidate, examples: Sequence[Example]) -> None:
+        """Ask for what a later pass will need, whenever there is nothing better to do.
+
+        Nothing is read: the replies wait in the ledger for the pass that asks again, which charges and reports them.
+        """
+        bound = self.evaluator.bound(self.job.target, candidate)
+        for example in examples:
+            self.evaluator.submit(self.job.target, bound, example, priority=LATER)

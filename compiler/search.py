@@ -8,6 +8,7 @@ Talwalkar, AISTATS 2016.)
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class SearchOptions:
     """
 
     sampler: SamplerName = "tpe"
-    window: int = 8
+    window: int = 16
     rung: int | None = None
     finalists: int = 8
     guard: float = 0.975
@@ -113,6 +114,14 @@ class SearchResult:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A block in flight."""
+
+    point: Point
+    future: "Future[Block]"
+
+
 class _Scores:
     """The scores so far, by point, along one permutation of the examples."""
 
@@ -127,20 +136,28 @@ class _Scores:
         """Say whether the budget has room to know each point on so many examples."""
         return self.spent + sum(max(0, n - len(self.known.get(p, ()))) for p, n in wanted.items()) <= self.budget
 
+    def begin(self, point: Point, n: int) -> "_Asked | None":
+        """Ask for a point on those of the first `n` examples that it lacks; None where it lacks none."""
+        have = len(self.known.setdefault(point, []))
+        lacking = self.order[have : min(n, len(self.order))]
+        if not lacking:
+            return None
+        self.spent += len(lacking)
+        return _Asked(point, self.oracle.submit(point, lacking, 0))
+
+    def end(self, asked: "_Asked | None") -> None:
+        """Take in what was asked for; called in the order asked."""
+        if asked is None:
+            return
+        block = asked.future.result()
+        if any(math.isnan(score) for score in block.scores):
+            raise ValueError(f"`scores are numbers`, but the oracle gave NaN at {asked.point}.")
+        self.known[asked.point] += block.scores
+
     def extend(self, wanted: Mapping[Point, int]) -> None:
         """Score each point on the first `n` examples of the order, those it lacks; told in the order asked."""
-        asked = []
-        for point, n in wanted.items():
-            have = len(self.known.setdefault(point, []))
-            lacking = self.order[have : min(n, len(self.order))]
-            if lacking:
-                self.spent += len(lacking)
-                asked.append((point, self.oracle.submit(point, lacking, 0)))
-        for point, future in asked:
-            block = future.result()
-            if any(math.isnan(score) for score in block.scores):
-                raise ValueError(f"`scores are numbers`, but the oracle gave NaN at {point}.")
-            self.known[point] += block.scores
+        for asked in [self.begin(point, n) for point, n in wanted.items()]:
+            self.end(asked)
 
     def paired(self, point: Point, baseline: Point) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return the differences to the baseline on their common examples."""
@@ -227,37 +244,47 @@ def _screen(space: SearchSpace, scores: _Scores, study: Any, home: Point, rung: 
         slot.name: optuna.distributions.CategoricalDistribution(list(range(slot.levels))) for slot in space.slots
     }
     limit = max(2 * rung, int(0.55 * scores.budget))
-    repeats = 0
     study.enqueue_trial(dict(zip(distributions, home, strict=True)))
-    while len(scores.known) < space.size and repeats < 20:
-        stop = options.stop()
-        if stop is not None:
-            return stop
-        asked: list[tuple[Any, Point]] = []
-        fresh: dict[Point, int] = {}
-        for _ in range(options.window):
-            room = scores.spent + rung * (len(fresh) + 1) <= limit
-            if not room and (fresh or scores.known):
+    flying: deque[tuple[Any, Point, _Asked | None]] = deque()
+    repeats, reason = 0, ""
+    while True:
+        while not reason and len(flying) < options.window:
+            reason = _ended(space, scores, rung, limit, repeats, options)
+            if reason:
                 break
             trial = study.ask(distributions)
             point = tuple(int(trial.params[slot.name]) for slot in space.slots)
-            asked.append((trial, point))
-            if not space.allows(point):
-                repeats += 1
-            elif point not in scores.known:
-                fresh[point] = rung
-        if not asked:
-            return "half of the budget is spent on screening"
-        repeats = repeats + 1 if not fresh else 0
-        scores.extend(fresh)
-        for trial, point in asked:
-            if scores.known.get(point):
-                trial.report(scores.mean(point), step=len(scores.known[point]))
-                study.tell(trial, scores.mean(point))
-            else:
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            fresh = space.allows(point) and point not in scores.known
+            repeats = 0 if fresh else repeats + 1
+            flying.append((trial, point, scores.begin(point, rung) if fresh else None))
+        if not flying:
+            return reason
+        _retire(study, scores, *flying.popleft())
         options.watch(len(scores.known), max(scores.mean(p) for p in scores.known))
-    return "every point was scored" if len(scores.known) >= space.size else "the sampler repeats itself"
+
+
+def _ended(space: SearchSpace, scores: _Scores, rung: int, limit: int, repeats: int, options: SearchOptions) -> str:
+    """Return why screening asks for no more, or nothing; what is in flight is still told."""
+    stop = options.stop() if scores.known else None
+    if stop is not None:
+        return stop
+    if len(scores.known) >= space.size:
+        return "every point was scored"
+    if repeats >= 20 * options.window:
+        return "the sampler repeats itself"
+    if scores.known and scores.spent + rung > limit:
+        return "half of the budget is spent on screening"
+    return ""
+
+
+def _retire(study: Any, scores: _Scores, trial: Any, point: Point, asked: _Asked | None) -> None:
+    """Take in the oldest block in flight and tell the study; a point asked for again is told what is known of it."""
+    scores.end(asked)
+    if scores.known.get(point):
+        trial.report(scores.mean(point), step=len(scores.known[point]))
+        study.tell(trial, scores.mean(point))
+    else:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
 def _race(space: SearchSpace, scores: _Scores, home: Point, rung: int, options: SearchOptions) -> list[Point]:

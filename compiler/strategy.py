@@ -1,7 +1,6 @@
 """Strategy: what supplies the levels that the search chooses from. compiler/ defines it and never imports one."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -65,8 +64,11 @@ class Runner(Protocol):
         """Evaluate a candidate on training examples."""
         ...
 
-    def ask(self, module: Any, inputs: Mapping[str, Any], **config: Any) -> "Future[Any]":
-        """Run a DSPy module on the prompt model; the result is None where its answer couldn't be read."""
+    def ask(self, module: Any, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Any]:
+        """Run a DSPy module on the prompt model for each pair of inputs and sampling parameters, all at once.
+
+        Returns the predictions in the order asked, None where an answer couldn't be read.
+        """
         ...
 
 

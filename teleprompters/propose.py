@@ -52,10 +52,8 @@ def propose(view: View) -> dict[str, tuple[InstructionLevel, ...]]:
         if spec.tunable and spec.signature is not None
         for index in range(view.needs.instructions)
     ]
-    writer = dspy.Predict(WriteInstruction)
     asked = [
-        view.runner.ask(
-            writer,
+        (
             {
                 "program_code": view.code or "(not available)",
                 "step": describe(spec),
@@ -63,14 +61,13 @@ def propose(view: View) -> dict[str, tuple[InstructionLevel, ...]]:
                 "examples": "\n\n".join(_examples(view, spec, index)) or "(none)",
                 "tip": TIPS[index % len(TIPS)][1],
             },
-            rollout_id=index,
-            temperature=1.0,
+            {"rollout_id": index, "temperature": 1.0},
         )
         for spec, index in wanted
     ]
+    answers = view.runner.ask(dspy.Predict(WriteInstruction), asked)
     written: dict[str, list[InstructionLevel]] = {spec.path: [] for spec, _ in wanted}
-    for (spec, index), future in zip(wanted, asked, strict=True):
-        prediction = future.result()
+    for (spec, index), prediction in zip(wanted, answers, strict=True):
         text = _clean(getattr(prediction, "proposed_instruction", "") if prediction is not None else "")
         known = {view.start[spec.path].instruction, *(level.text for level in written[spec.path])}
         if text and text not in known and len(text) <= MOST_CHARACTERS:

@@ -126,8 +126,10 @@ def test_equal_requests_in_flight_are_paid_once(tmp_path: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
             assert [HELLO] * 8 == list(pool.map(work, scopes))
         assert 1 == len(stub.asked) == meter.calls
-        assert (1, HELLO.usage) == meter.logical
         assert all(scope.cost.calls == 1 for scope in scopes)
+        for scope in scopes:
+            meter.charge(scope.cost.requests)
+        assert (1, HELLO.usage) == meter.logical
 
 
 def test_replicates_and_endpoints_are_told_apart(tmp_path: Path) -> None:
@@ -198,13 +200,13 @@ def test_the_meter_knows_when_tokens_money_and_time_are_over() -> None:
     meter = Meter(Budget(tokens=100, dollars=1.0, seconds=10.0), Price(0.01, 0.02), clock=clock)
     assert meter.over(0.25) is None
     assert "10 seconds are over" == meter.over(0.25)
-    meter.charge("a", Usage(60, 20))
-    meter.charge("a", Usage(60, 20))  # the same request, needed twice
+    meter.charge({"a": Usage(60, 20)})
+    meter.charge({"a": Usage(60, 20)})  # the same request, needed twice
     assert "80 of 100 tokens are spent" == meter.over(0.25)
     dear = Meter(Budget(dollars=1.0), Price(0.01, 0.02))
     dear.paid(Usage(60, 20))
     assert 1.0 == dear.dollars
-    dear.charge("a", Usage(60, 20))
+    dear.charge({"a": Usage(60, 20)})
     assert "$1.0000 of $1.00 are spent" == dear.over(0.25)
 
 
@@ -221,6 +223,7 @@ def test_attempts_that_came_to_nothing_count_now_and_after_a_resume(tmp_path: Pa
         lm = MeteredLM(stub, ledger, meter, lambda: None, Retry(attempts=4, base_delay=0.0))
         for index in range(2):
             assert 3 == lm.complete(request(str(index))).attempts
+            meter.charge({str(index): HELLO.usage})
     assert (6, 4) == (meter.calls, meter.wasted)
     assert meter.over(0.0, calls=4) is None
     assert "6 of 10 calls are spent, and 5 are kept for the sealed test" == meter.over(0.0, calls=5)

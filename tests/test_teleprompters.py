@@ -1,7 +1,6 @@
 """The default strategy: which traces become demonstrations, what the sets cover, what the proposer is shown."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -67,11 +66,12 @@ class Runner:
             outcomes.append(Scored(self.right(example.row), None, None, steps, Cost()))
         return outcomes
 
-    def ask(self, module: Any, inputs: Mapping[str, Any], **config: Any) -> "Future[Any]":
-        self.asked.append({**inputs, **config})
-        future: Future[Any] = Future()
-        future.set_result(self.written(len(self.asked)))
-        return future
+    def ask(self, module: Any, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Any]:
+        answers = []
+        for inputs, config in asked:
+            self.asked.append({**inputs, **config})
+            answers.append(self.written(len(self.asked)))
+        return answers
 
 
 def view(runner: Runner, **more: Any) -> View:
