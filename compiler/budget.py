@@ -61,6 +61,7 @@ class Meter:
     calls: int = 0
     replayed: int = 0
     wasted: int = 0
+    earlier: tuple[int, Usage] = (0, Usage())
     usage: Usage = field(default_factory=Usage)
     _started: float = field(default=0.0, init=False)
     _total: Usage = field(default_factory=Usage, init=False)
@@ -107,6 +108,7 @@ class Meter:
             paid: Attempts at servers, how many of them came to nothing, and tokens.
         """
         self.calls, self.wasted, self.usage = paid
+        self.earlier = (self.calls, self.usage)
 
     def repeated(self, attempts: int) -> None:
         """Count attempts that the client made by itself, after the one that was admitted."""

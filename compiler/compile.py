@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from ..programs.artifact import Artifact, read_artifact
-from ..programs.candidate import Candidate
+from ..programs.candidate import Candidate, fits
 from ..programs.lm import Retry
 from ..programs.models import Model, resolve_lm
 from ..programs.program import ProgramSpec, lower_program
@@ -97,7 +97,32 @@ def split_pass(job: Job, run: Run) -> State:
         run.note(f"{job.dataset.conflicts} rows have the inputs of another row and other labels.")
     if splits.note:
         run.note(splits.note)
+    for note in label_notes(job):
+        run.note(note)
     return State(job, splits)
+
+
+def label_notes(job: Job) -> list[str]:
+    """Return what is odd about the labels: values that a field can't have, outputs that the metric doesn't score."""
+    notes = []
+    scored = required_labels(job.metric)
+    for spec in job.target.spec.predictors:
+        for field in spec.signature.outputs if spec.signature is not None else ():
+            if field.name not in job.dataset.label_names:
+                continue
+            labelled = [row for row in job.dataset if row.labels.get(field.name) is not None]
+            odd = [row for row in labelled if not fits(field, row.labels[field.name])]
+            if odd:
+                notes.append(
+                    f"{len(odd)} of {len(labelled)} rows have a `{field.name}` that {spec.path} can't answer, the "
+                    f"first {odd[0].labels[field.name]!r:.60} in row {odd[0].row}: they are never right, nor shown."
+                )
+            if scored and field.name not in scored:
+                notes.append(
+                    f"The metric {job.metric.name} doesn't score `{field.name}`, which {spec.path} writes and the data "
+                    "has: a metric of your own (file.py:function) can score both."
+                )
+    return notes
 
 
 def _check_sets(job: Job, splits: Splits) -> None:

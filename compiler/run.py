@@ -71,6 +71,8 @@ class Run:
         if self.progress is None:
             return
         meter = self.evaluator.meter
+        calls, usage = meter.earlier
+        tokens = meter.usage.prompt_tokens + meter.usage.completion_tokens
         self.progress.update(
             Snapshot(
                 stage=self._stage,
@@ -78,9 +80,9 @@ class Run:
                 planned=self._planned,
                 trials=self._trials,
                 best=self._best,
-                calls=meter.calls,
+                calls=meter.calls - calls,
                 replayed=meter.replayed,
-                tokens=meter.usage.prompt_tokens + meter.usage.completion_tokens,
+                tokens=tokens - usage.prompt_tokens - usage.completion_tokens,
                 seconds=time.monotonic() - self._began,
             )
         )

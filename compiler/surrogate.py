@@ -32,16 +32,18 @@ class Belief:
 
     mean: float
     sd: float
+    freedom: float = 1e6
 
     @property
     def probability(self) -> float:
-        """The probability that the difference is above zero."""
-        return float(stats.norm.cdf(self.mean / self.sd)) if self.sd > 0 else 0.0
+        """The probability of a difference above zero; by Student's t, since few rows tell the noise."""
+        return float(stats.t.cdf(self.mean / self.sd, self.freedom)) if self.sd > 0 else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
         """The central 95 % interval."""
-        return self.mean - 1.959964 * self.sd, self.mean + 1.959964 * self.sd
+        width = float(stats.t.ppf(0.975, self.freedom)) * self.sd
+        return self.mean - width, self.mean + width
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,7 @@ class Surrogate:
     home: Point
     points: tuple[Point, ...]
     cells: tuple[Cell, ...]
+    freedom: float = 1e6
 
     @classmethod
     def fit(cls, differences: Mapping[Point, Floats], home: Point) -> "Surrogate":
@@ -90,7 +93,9 @@ class Surrogate:
             if omega <= tau
         ]
         top = max(cell.log_weight for cell in cells)
-        return cls(home, points, tuple(cell for cell in cells if cell.log_weight > top - 10))
+        # Every point is scored on the same examples, so more points don't make the noise better known.
+        freedom = max(1.0, float(n.max()) - 1)
+        return cls(home, points, tuple(cell for cell in cells if cell.log_weight > top - 10), freedom)
 
     def beliefs(self, asked: Sequence[Point]) -> list[Belief]:
         """Return what is believed of each point."""
@@ -111,7 +116,7 @@ class Surrogate:
             mean += weight * m
             second += weight * (var + m**2)
         sd = np.sqrt(np.maximum(second - mean**2, 1e-12))
-        return [Belief(float(a), float(b)) for a, b in zip(mean, sd, strict=True)]
+        return [Belief(float(a), float(b), self.freedom) for a, b in zip(mean, sd, strict=True)]
 
 
 def _cell(tau2: float, omega2: float, shared: Floats, noise: Floats, y: Floats) -> Cell:

@@ -138,7 +138,18 @@ class EvidenceRecord(Closed):
         low, high = (f"{100 * value:+.1f}" for value in self.interval)
         return (
             f"{100 * self.baseline:.1f} % -> {100 * self.compiled:.1f} % on {self.n} {self._rows()}: {points} "
-            f"({100 * self.level:g} % interval {low} to {high}, p = {self.p_value:.2g})"
+            f"({100 * self.level:g} % interval {low} to {high}, p = {self.p_value:.2g}){self.claim}"
+        )
+
+    @property
+    def claim(self) -> str:
+        """What follows where no gain is claimed; empty where one is."""
+        if self.improved:
+            return ""
+        if not self.sealed:
+            return "; too few rows to claim a gain"
+        return "; no gain is claimed: the interval holds zero" + (
+            ", and the compiled program did worse" if self.difference < 0 else ""
         )
 
     def _rows(self) -> str:

@@ -1,16 +1,21 @@
 """Candidate: what the search chooses for every predictor, as data."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..signatures.canonical import JsonValue, digest
-from ..signatures.grammar import Scalar
+from ..signatures.grammar import Scalar, TypeSpec
 from ..signatures.prompt import Format
 from ..signatures.signature import FieldSpec, SignatureSpec
+from ..signatures.types import python_type
 from ..signatures.values import jsonable, render_value
+from .exact import exact, from_exact
 
 Demo = Mapping[str, JsonValue]
 """One demonstration: values by field name, as JSON; a field that is absent wasn't supplied."""
@@ -21,29 +26,20 @@ def is_text(field: FieldSpec) -> bool:
     return field.type == Scalar("str")
 
 
-def ordered(value: JsonValue) -> JsonValue:
-    """Return `value` such that canonical JSON, which sorts keys, keeps the order of its objects.
-
-    Prompts show objects in their own order, so an artifact must not lose it. An object whose keys aren't sorted becomes
-    `{"$object": [[key, value], ...]}`; `in_order` is the inverse.
-    """
-    if isinstance(value, dict):
-        items = [(key, ordered(item)) for key, item in value.items()]
-        keys = [key.encode("utf-16-be", "surrogatepass") for key in value]
-        if keys == sorted(keys) and "$object" not in value:
-            return dict(items)
-        return {"$object": [[key, item] for key, item in items]}
-    return [ordered(item) for item in value] if isinstance(value, list) else value
+def fits(field: FieldSpec, value: Any) -> bool:
+    """Say whether a field may have this value: a label outside its Literal can't be shown, and is never answered."""
+    if is_text(field):
+        return True
+    try:
+        _adapter(field.type).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
-def in_order(value: JsonValue) -> JsonValue:
-    """Return the value that `ordered` was given."""
-    if isinstance(value, dict):
-        pairs = value.get("$object")
-        if len(value) == 1 and isinstance(pairs, list):
-            return {str(pair[0]): in_order(pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2}
-        return {key: in_order(item) for key, item in value.items()}
-    return [in_order(item) for item in value] if isinstance(value, list) else value
+@functools.lru_cache(maxsize=256)  # of a pure function: building an adapter takes a thousand times as long as asking it
+def _adapter(kind: TypeSpec) -> TypeAdapter[Any]:
+    return TypeAdapter(python_type(kind))
 
 
 def demo_of(signature: SignatureSpec, values: Mapping[str, Any]) -> Demo:
@@ -88,7 +84,7 @@ class PredictorParams:
         """Return the parameters as JSON."""
         return {
             "instruction": self.instruction,
-            "demos": [{name: ordered(item) for name, item in demo.items()} for demo in self.demos],
+            "demos": [{name: exact(item) for name, item in demo.items()} for demo in self.demos],
             "format": self.format,
             "decoding": dict(self.decoding),
         }
@@ -102,7 +98,7 @@ class PredictorParams:
         """Return the parameters that `to_json` wrote."""
         return cls(
             instruction=value["instruction"],
-            demos=tuple(MappingProxyType({k: in_order(v) for k, v in demo.items()}) for demo in value["demos"]),
+            demos=tuple(MappingProxyType({k: from_exact(v) for k, v in demo.items()}) for demo in value["demos"]),
             format=value["format"],
             decoding=MappingProxyType(dict(value["decoding"])),
         )

@@ -24,6 +24,8 @@ def bind_artifact(artifact: Artifact, program: Any, name: str) -> Any:
         raise ProgramError(f"program= is an instance: pass {program.__name__}(), not {program.__name__}.")
     spec = lower_program(program, adapter=compiled_adapter(artifact))
     differences = mismatches(artifact, spec)
+    if spec.name != artifact.name:
+        differences.insert(0, f"class {artifact.name}: the program is a {spec.name}")
     if differences:
         listed = "\n  ".join(differences)
         raise ArtifactError(

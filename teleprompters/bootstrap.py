@@ -14,10 +14,14 @@ from ..compiler.data import Example
 from ..compiler.outcome import Scored
 from ..compiler.rng import generator
 from ..compiler.strategy import Accepted, DemoLevel, Needs, Provenance, View
-from ..programs.candidate import Candidate, Demo, demo_of, is_text
+from ..programs.candidate import Candidate, Demo, demo_of, fits, is_text
 from ..programs.program import PredictorSpec
 from ..signatures.canonical import NotCanonical, canonical_json
 from ..signatures.signature import SignatureSpec
+from ..signatures.values import jsonable
+
+NOT_SUPPLIED = "Not supplied for this particular example"
+"""What a prompt shows for a missing field; a model that copies it has written nothing."""
 
 Owned = tuple[Demo, int]
 """A demonstration and the row it comes from."""
@@ -67,38 +71,62 @@ def _accept(view: View, examples: Sequence[Example], outcomes: Sequence[Any], th
             if spec is None or spec.signature is None:
                 continue
             demo = _as_demo(spec.signature, {**inputs, **outputs})
-            if demo is not None:
+            if demo is not None and not _contradicts(spec.signature, demo, example):
                 demos[path] = (*demos.get(path, ()), demo)
         accepted.append(Accepted(example, demos, outcome.score))
     return accepted
 
 
 def _as_demo(signature: SignatureSpec, values: Mapping[str, Any]) -> Demo | None:
-    """Return a demonstration, or None where a value isn't JSON or an output is missing."""
+    """Return a demonstration, or None where an output is missing, isn't of its field's type, or isn't JSON."""
     demo = demo_of(signature, values)
     if not any(field.name in demo for field in signature.inputs):
         return None
-    if any(demo.get(field.name) is None for field in signature.outputs):
-        return None
+    for field in signature.outputs:
+        if demo.get(field.name) is None or str(demo[field.name]).startswith(NOT_SUPPLIED):
+            return None
+        if not fits(field, demo[field.name]):
+            return None
+    return demo if _is_json(demo) else None
+
+
+def _is_json(demo: Demo) -> bool:
     try:
         canonical_json(dict(demo))
     except NotCanonical:
-        return None
-    return demo
+        return False
+    return True
+
+
+def _contradicts(signature: SignatureSpec, demo: Demo, example: Example) -> bool:
+    """Say whether the row has another label for an output that isn't free text; then the trace was right by luck."""
+    return any(
+        example.labels.get(field.name) is not None
+        and fits(field, example.labels[field.name])
+        and jsonable(example.labels[field.name]) != demo.get(field.name)
+        for field in signature.outputs
+        if not is_text(field)
+    )
 
 
 def labelled(spec: PredictorSpec, examples: Sequence[Example]) -> list[Owned]:
-    """Return the rows whose columns supply every field of a predictor, as its demonstrations."""
+    """Return the rows whose columns supply a predictor's inputs and what it is asked for, as its demonstrations.
+
+    Free text besides, such as a chain of thought, may be missing: DSPy says in the prompt that it wasn't supplied.
+    """
     if spec.signature is None:
         return []
-    names = {field.name for field in (*spec.signature.inputs, *spec.signature.outputs)}
     found = []
     for example in examples:
         values = {**example.inputs, **example.labels}
-        if all(values.get(name) is not None for name in names):
-            demo = _as_demo(spec.signature, values)
-            if demo is not None:
-                found.append((demo, example.row))
+        if any(values.get(field.name) is None for field in spec.signature.inputs):
+            continue
+        given = [field for field in spec.signature.outputs if values.get(field.name) is not None]
+        if not given or any(not is_text(field) for field in spec.signature.outputs if field not in given):
+            continue
+        demo = demo_of(spec.signature, values)
+        if all(fits(field, demo[field.name]) for field in given) and _is_json(demo):
+            found.append((demo, example.row))
     return found
 
 

@@ -38,23 +38,31 @@ class _Quiet:
 
 
 class _Lines:
-    """Prints a line when a pass begins, and every few seconds within it."""
+    """Prints a line when a pass is over, and every few seconds within it."""
 
     def __init__(self, every: float = 5.0) -> None:
         self._every = every
-        self._stage = ""
-        self._last = 0.0
+        self._latest: Snapshot | None = None
+        self._last = time.monotonic()
 
     def update(self, snapshot: "Snapshot") -> None:
         """Print where the compile is, if there is news."""
         now = time.monotonic()
-        if snapshot.stage != self._stage or now - self._last >= self._every:
-            self._stage, self._last = snapshot.stage, now
+        over = self._latest is not None and self._latest.stage != snapshot.stage
+        if over and self._latest is not None:
+            typer.echo(_described(self._latest), err=True)
+        elif now - self._last >= self._every:
             typer.echo(_described(snapshot), err=True)
+        self._latest, self._last = snapshot, now if over or now - self._last >= self._every else self._last
 
     def note(self, text: str) -> None:
         """Print a sentence."""
         typer.echo(f"note: {text}", err=True)
+
+    def finish(self) -> None:
+        """Print the last pass."""
+        if self._latest is not None:
+            typer.echo(_described(self._latest), err=True)
 
 
 class _Screen:
@@ -139,7 +147,9 @@ def make_progress(*, quiet: bool) -> Iterator[Any]:
     if quiet:
         yield _Quiet()
     elif not console.is_terminal:
-        yield _Lines()
+        lines = _Lines()
+        yield lines
+        lines.finish()
     else:
         with Live(console=console, transient=True, refresh_per_second=8) as live:
             yield _Screen(live)
@@ -168,7 +178,7 @@ def print_result(artifact: Artifact, path: Path, seconds: float, *, as_json: boo
         low, high = (f"{100 * value:+.1f}" for value in evidence.interval)
         typer.echo(
             f"  compiled  {100 * evidence.compiled:5.1f} %   {100 * evidence.difference:+.1f} points "
-            f"({100 * evidence.level:g} % interval {low} to {high}, p = {evidence.p_value:.2g})"
+            f"({100 * evidence.level:g} % interval {low} to {high}, p = {evidence.p_value:.2g}){evidence.claim}"
         )
     else:
         typer.echo(f"  The baseline ships: {selection.reason}.")

@@ -29,6 +29,11 @@ def load_program(spec: str) -> Any:
     found = load_object(spec, kind="program")
     if isinstance(found, dspy.Module):
         return found
+    if isinstance(found, type) and issubclass(found, dspy.Signature):
+        raise ProgramError(
+            f"{spec} is a signature: `a program is a dspy.Module`; put it into one, such as "
+            f"`program = dspy.Predict({found.__name__})`, and name that."
+        )
     if not callable(found):
         raise ProgramError(
             f"{spec} is a {type(found).__name__}: `a program is a dspy.Module, its class, or a function that "
@@ -118,6 +123,8 @@ def parse_inputs(given: Sequence[str], artifact: Artifact) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals:
             raise RequestError(f"`-i` is NAME=VALUE, got {item!r}.")
+        if name in inputs:
+            raise RequestError(f"`-i {name}=...` is given twice: `one value for each input`; rows go in with --input.")
         if name not in known:
             raise RequestError(f"`-i {name}=...`: the program has no input {name!r}; {nearest(name, list(known))}")
         inputs[name] = value if _is_text(name, artifact) else _json_or_text(value)
