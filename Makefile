@@ -25,7 +25,7 @@ demo: $(VENV)/.compile ## install, compile the helpdesk example on the embedded 
 	@mkdir -p $(OUT)
 	$(BIN)/vitrify compile examples/helpdesk/program.py:Helpdesk --data examples/helpdesk/tickets.jsonl \
 	  --metric examples/helpdesk/program.py:routed --lm embedded --seed 0 -o $(OUT)/helpdesk.json
-	$(BIN)/vitrify run $(OUT)/helpdesk.json -i message="The parcel you sent last Tuesday still has not turned up and I need it tomorrow"
+	$(BIN)/vitrify run $(OUT)/helpdesk.json -i message="I want to send the shoes back, where do I print the return label?"
 
 test: $(VENV)/.dev ## run every test (no network beyond the package index, no key)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q

@@ -48,10 +48,17 @@ def test_works_in_an_empty_environment(wheel: Path, helpdesk: Path, tmp_path: Pa
     subprocess.run([sys.executable, "-m", "venv", str(env)], check=True)
     python = env / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True, capture_output=True)
-    command = [str(env / "bin" / "vitrify"), "run", str(helpdesk), "-i", "message=where is my parcel", "--json"]
+    command = [
+        str(env / "bin" / "vitrify"),
+        "run",
+        str(helpdesk),
+        "-i",
+        "message=I want to send the shoes back, where do I print the return label?",
+        "--json",
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert 0 == ran.returncode, ran.stderr
-    assert '"team"' in ran.stdout
+    assert '"team": "returns"' in ran.stdout
     missing = subprocess.run([python, "-c", "import dspy"], capture_output=True, check=False)
     assert missing.returncode != 0, "the environment isn't empty"
     code = "import vitrify\ntry:\n    vitrify.compile\nexcept ModuleNotFoundError as error:\n    print(error)"

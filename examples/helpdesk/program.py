@@ -2,7 +2,7 @@
 
     vitrify compile examples/helpdesk/program.py:Helpdesk --data examples/helpdesk/tickets.jsonl \\
         --metric examples/helpdesk/program.py:routed --lm embedded -o helpdesk.json
-    vitrify run helpdesk.json -i message="My parcel should have come on Monday, where is it?"
+    vitrify run helpdesk.json -i message="I want to send the shoes back, where do I print the return label?"
 """
 
 from typing import Any, Literal
