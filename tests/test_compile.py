@@ -449,3 +449,37 @@ def test_async_programs(compiled: Callable[..., vitrify.Artifact]) -> None:
 
     # Proposals see the program's source, so only the baseline is the same.
     assert compiled(Later()).evidence.baseline == compiled().evidence.baseline
+
+
+def test_labels_that_cannot_be_answered_and_outputs_that_are_not_scored_are_said(
+    compiled: Callable[..., vitrify.Artifact],
+) -> None:
+    rows = [{**row, "team": "shipping" if row["team"] == "delivery" else row["team"]} for row in TICKETS[:150]]
+    odd = sum(row["team"] == "shipping" for row in rows)
+    artifact = compiled(data=rows)
+    assert any(f"{odd} of 150 rows have a `team` that route can't answer" in note for note in artifact.notes)
+    assert not any(demo["team"] == "shipping" for record in artifact.predictors for demo in record.demos)
+    both = compiled(dspy.Predict("message -> team, urgency"), data=TICKETS[:80], metric="exact:team")
+    assert any("doesn't score `urgency`" in note for note in both.notes)
+
+
+def test_a_chain_of_thought_gains_from_labels(compiled: Callable[..., vitrify.Artifact]) -> None:
+    artifact = compiled(dspy.ChainOfThought(Route), data=TICKETS, options=vitrify.Options())
+    assert artifact.evidence.improved
+    assert artifact.predictors[0].demos
+
+
+def test_three_rows_to_choose_by_choose_nothing(compiled: Callable[..., vitrify.Artifact]) -> None:
+    for seed in range(4):
+        assert "baseline" == compiled(data=TICKETS[:10], seed=seed).selection.shipped
+
+
+def test_a_class_of_another_name_is_another_program(compiled: Callable[..., vitrify.Artifact], tmp_path: Path) -> None:
+    class Branching(Desk):
+        def forward(self, message: str) -> dspy.Prediction:
+            return self.route(message=message) if message else self.route(message="nothing")
+
+    file = compiled(Branching(), data=TICKETS[:80]).save(tmp_path / "a.json")
+    assert vitrify.load(file, program=Branching())(message="where is it").team
+    with pytest.raises(ArtifactError, match="class Branching: the program is a Desk"):
+        vitrify.load(file, program=Desk())

@@ -199,3 +199,42 @@ def test_the_default_strategy_is_all_of_it() -> None:
     accepted = strategy.bootstrap(seen)
     assert accepted == bootstrap(view(Runner()))
     assert set(strategy.demonstrations(replace(seen, accepted=accepted))) == set(strategy.instructions(seen))
+
+
+def test_labels_serve_a_chain_of_thought_whose_reasoning_they_lack() -> None:
+    spec = lower_program(dspy.ChainOfThought(Route))
+    seen = View(spec, "", spec.baseline, TRAIN, "exact:team", Runner(), 0, Needs(max_demos=6, demo_sets=2))
+    (levels,) = demonstration_sets(seen).values()
+    assert {"message", "team"} == set(levels[0].demos[0])
+
+
+def test_labels_that_a_field_cannot_have_are_not_shown() -> None:
+    spec = lower_program(dspy.Predict(Route))
+    train = tuple(Example({"message": f"m{i}"}, {"team": "abcz"[i % 4]}, row=i + 1) for i in range(24))
+    seen = View(spec, "", spec.baseline, train, "exact:team", Runner(), 0, Needs(max_demos=24, demo_sets=2))
+    assert {"a", "b", "c"} == {demo["team"] for level in demonstration_sets(seen)["self"] for demo in level.demos}
+
+
+def test_a_trace_that_contradicts_the_rows_label_is_no_demonstration() -> None:
+    class Lucky(Runner):
+        def run(self, candidate: Candidate, examples: Sequence[Example], **more: Any) -> list[Outcome]:
+            steps = (
+                ("route", {"message": "m"}, {"team": "a"}),
+                ("reply", {"message": "m", "team": "a"}, {"answer": "x"}),
+            )
+            return [Scored(1.0, None, None, steps, Cost()) for _ in examples]
+
+    accepted = bootstrap(view(Lucky()))
+    assert len(TRAIN) == len(accepted)
+    assert 8 == sum("route" in item.demos for item in accepted)
+    assert len(TRAIN) == sum("reply" in item.demos for item in accepted)
+
+
+def test_a_model_that_copies_what_was_not_supplied_has_written_nothing() -> None:
+    class Copying(Runner):
+        def run(self, candidate: Candidate, examples: Sequence[Example], **more: Any) -> list[Outcome]:
+            said = "Not supplied for this particular example. "
+            steps = (("reply", {"message": "m", "team": "a"}, {"answer": said}),)
+            return [Scored(1.0, None, None, steps, Cost()) for _ in examples]
+
+    assert all(not item.demos for item in bootstrap(view(Copying())))
