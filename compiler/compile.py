@@ -1,6 +1,8 @@
 """compile(): a program, data and a metric in; the frozen program with its evidence out."""
 
+import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_origin
@@ -12,10 +14,12 @@ from ..programs.models import Model, resolve_lm
 from ..programs.program import ProgramSpec, lower_program
 from ..signatures.canonical import digest
 from ..signatures.errors import ArtifactError, DataError, ProgramError, RequestError, nearest
+from ..signatures.values import jsonable
 from .budget import Budget, Meter, Price
 from .data import Dataset, describe_source, load_rows, to_dataset
 from .emit import emit
 from .evaluate import Evaluator, Target
+from .foreign import metering_foreign_calls
 from .ledger import Ledger
 from .metric import required_labels, resolve_metric
 from .options import Options
@@ -59,11 +63,18 @@ def compile(
         WorkError: If the work failed; what was paid is kept in the run directory.
     """
     job = prepare(program, data, metric, lm, strategy, budget or Budget(), seed, options or Options())
-    with Ledger(Path(run_dir) if run_dir is not None else default_run_dir(job)) as ledger:
+    folder = Path(run_dir) if run_dir is not None else default_run_dir(job)
+    with Ledger(folder) as ledger, metering_foreign_calls():
         meter = Meter(job.budget, _price(job))
         meter.resume(ledger.paid)
         evaluator = Evaluator(
-            job.model, job.metric, ledger, meter, judge=job.judge_model, concurrency=job.options.concurrency
+            job.model,
+            job.metric,
+            ledger,
+            meter,
+            judge=job.judge_model,
+            failure_score=job.options.failure_score,
+            concurrency=job.options.concurrency,
         )
         run = Run(job, evaluator, ledger, job.options.progress)
         interrupted = False
@@ -90,7 +101,13 @@ def split_pass(job: Job, run: Run) -> State:
         select=splits.select if job.select is not None else splits.select[:MOST_SELECT],
         test=splits.test if job.test is not None else splits.test[:MOST_TEST],
     )
+    splits, shown = _without_shown(job, splits)
     _check_sets(job, splits)
+    if shown:
+        run.note(
+            f"{shown} rows stand among the demonstrations that the program or the earlier artifact brings: they were "
+            "moved out of the select and test sets, into train."
+        )
     if job.dataset.duplicates:
         run.note(f"{job.dataset.duplicates} rows stand in the data more than once and count once.")
     if job.dataset.conflicts:
@@ -100,6 +117,31 @@ def split_pass(job: Job, run: Run) -> State:
     for note in label_notes(job):
         run.note(note)
     return State(job, splits)
+
+
+def _without_shown(job: Job, splits: Splits) -> tuple[Splits, int]:
+    """Move rows that are demonstrations already out of select and test: nobody is judged by what it is shown."""
+    names = [item.name for item in job.target.spec.inputs]
+    candidates = (job.target.spec.baseline, job.start)
+    demos = [demo for one in candidates for params in one.params.values() for demo in params.demos]
+    known = {_said(demo, names) for demo in demos} - {None}
+    if not known:
+        return splits, 0
+    moved = [row for row in (*splits.select, *splits.test) if _said(row.inputs, names) in known]
+    gone = {row.id for row in moved}
+    return replace(
+        splits,
+        train=(*splits.train, *moved),
+        select=tuple(row for row in splits.select if row.id not in gone),
+        test=tuple(row for row in splits.test if row.id not in gone),
+    ), len(moved)
+
+
+def _said(values: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Return a row's inputs as one normalised text, or None where one of them isn't there."""
+    if not names or any(name not in values for name in names):
+        return None
+    return " ".join(json.dumps([jsonable(values[name]) for name in names], ensure_ascii=False).casefold().split())
 
 
 def label_notes(job: Job) -> list[str]:
@@ -148,6 +190,11 @@ def prepare(
     """Return the request, resolved and checked, without a call to any model."""
     import dspy
 
+    if not isinstance(budget, Budget) or not isinstance(options, Options):
+        raise RequestError(
+            f"`budget` is a vitrify.Budget and `options` are vitrify.Options, got {type(budget).__name__} and "
+            f"{type(options).__name__}: write budget=vitrify.Budget(calls=...)."
+        )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise RequestError(f"`seed` is a whole number, got {seed!r}.")
     if isinstance(program, type) and issubclass(program, dspy.Module):
@@ -272,7 +319,8 @@ def _price(job: Job) -> Price | None:
 
 
 def default_run_dir(job: Job) -> Path:
-    """Return the directory that equal requests share, so that repeating one continues it."""
+    """Return the directory that equal requests share, so that repeating one, with more budget too, continues it."""
+    options = job.options
     identity = digest(
         [
             job.target.spec.name,
@@ -283,6 +331,12 @@ def default_run_dir(job: Job) -> Path:
             job.model.lm.name,
             job.dataset.digest,
             job.seed,
+            [None if own is None else own.digest for own in (job.select, job.test)],
+            job.prompt_model.lm.name,
+            [job.teacher[0].spec.name, job.teacher[1].lm.name],
+            job.start.id,
+            dict(job.model.decoding),
+            [options.group, options.instructions, options.demo_sets, options.max_demos, list(options.formats)],
         ]
     )
     return Path(os.environ.get("VITRIFY_HOME", ".vitrify")) / "runs" / f"{job.target.spec.name.lower()}-{identity[:10]}"

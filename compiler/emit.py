@@ -177,6 +177,8 @@ def _selection(state: State) -> SelectionRecord:
         reason = f"the select set gives it a probability of {found.probability:.3f} to beat the baseline"
     elif not state.levels.slots:
         reason = "there was nothing to choose from: no predictor can be tuned, or nothing was proposed"
+    elif len(found.trials) < 2:
+        reason = f"no candidate was tried: {found.reason}"
     else:
         reason = (
             f"no detectable gain: the best candidate beats the baseline with a probability of {found.probability:.3f}, "

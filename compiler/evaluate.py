@@ -16,8 +16,9 @@ from ..programs.candidate import Candidate
 from ..programs.lm import LM, Retry
 from ..programs.models import Model
 from ..programs.openai import OpenAICompatible
-from ..programs.planned import Planned
+from ..programs.planned import Bound
 from ..programs.program import ProgramSpec, walk
+from ..signatures.errors import MetricError
 from .budget import BudgetExhausted, Meter
 from .data import Example
 from .ledger import Ledger
@@ -60,6 +61,7 @@ class Evaluator:
         ledger: Where replies come from and go to.
         meter: What has been spent.
         judge: The model in force while the metric runs; by default the task model.
+        failure_score: What a reply without readable values counts; no score may be below it.
         concurrency: How many evaluations run at a time.
     """
 
@@ -68,6 +70,7 @@ class Evaluator:
     ledger: Ledger
     meter: Meter
     judge: Model | None = None
+    failure_score: float = 0.0
     concurrency: int = 16
     on_done: Callable[[Outcome], None] | None = None
     _pool: Workers = field(init=False, repr=False)
@@ -141,11 +144,11 @@ class Evaluator:
             self.on_done(future.result())
 
     def _evaluate(self, target: Target, bound: Any, example: Example, traced: bool, lm: EngineLM) -> Outcome:
-        scope = Scope()
+        scope = Scope(self._metered_own)
         with self._context(scope, lm, target.adapter):
             prediction, failure = self._call(bound, example.own_inputs(), target, scope, example.row)
             if failure is not None:
-                return Malformed(failure, scope.cost)
+                return Malformed(failure, scope.cost, self.failure_score)
             steps = trace_steps(dspy.settings.trace or [])
             trace = list(dspy.settings.trace or [])
         with self._context(scope, self.engine(self.judge or self.model), target.adapter):
@@ -153,6 +156,12 @@ class Evaluator:
                 score = call_metric(self.metric, example, prediction, trace if traced else None)
             finally:
                 self._raise_refusal(scope)  # a judge that couldn't be asked is no bug of the metric's
+        if score.value < self.failure_score:
+            raise MetricError(
+                f"The metric `{self.metric.name}` gave {score.value:g} on row {example.row}, and a reply without "
+                f"readable values counts {self.failure_score:g}: `no score is below the failure score`; give the worst "
+                "value that the metric can have, with Options(failure_score=...) or --failure-score."
+            )
         return Scored(score.value, score.feedback, prediction, steps, scope.cost)
 
     def ask(self, bound: Any, inputs: Mapping[str, Any], model: Model, **config: Any) -> "Future[tuple[Any, Cost]]":
@@ -165,7 +174,7 @@ class Evaluator:
             lm = lm.copy(**config)
 
         def work() -> tuple[Any, Cost]:
-            scope = Scope()
+            scope = Scope(self._metered_own)
             with self._context(scope, lm, None):
                 prediction, _ = self._call(bound, inputs, None, scope, None)
                 return prediction, scope.cost
@@ -245,6 +254,6 @@ def _run(bound: Any, inputs: Mapping[str, Any]) -> Any:
 def trace_steps(trace: Iterable[Any]) -> tuple[TraceStep, ...]:
     """Return DSPy's trace as data; calls of predictors that no plan knows have the path ``?``."""
     return tuple(
-        (predictor.path if isinstance(predictor, Planned) else "?", dict(inputs), dict(prediction.items()))
+        (predictor.path if isinstance(predictor, Bound) else "?", dict(inputs), dict(prediction.items()))
         for predictor, inputs, prediction in trace
     )

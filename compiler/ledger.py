@@ -27,6 +27,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._replies: dict[str, Reply] = {}
+        self._failed = 0
         self._mutex = threading.Lock()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,8 @@ class Ledger:
                     record = json.loads(line)
                     if record["kind"] == "reply":
                         self._replies[record["key"]] = Reply.from_json(record["reply"])
+                    elif record["kind"] == "failure":
+                        self._failed += int(record["attempts"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise WorkError(
                         f"{file} is damaged in line {number} ({error}); move the run directory away to start anew."
@@ -76,7 +79,7 @@ class Ledger:
         usage = Usage()
         for reply in self._replies.values():
             usage += reply.usage
-        attempts = sum(reply.attempts for reply in self._replies.values())
+        attempts = sum(reply.attempts for reply in self._replies.values()) + self._failed
         return attempts, attempts - len(self._replies), usage
 
     def __len__(self) -> int:
@@ -90,6 +93,11 @@ class Ledger:
         """Record a reply; when this returns, a killed process doesn't lose it."""
         self.append("reply", {"key": key, "reply": reply.to_json()})
         self._replies[key] = reply
+
+    def add_failure(self, attempts: int) -> None:
+        """Record attempts after which a request was given up: they were made, so a budget counts them."""
+        self.append("failure", {"attempts": attempts})
+        self._failed += attempts
 
     def append(self, kind: str, record: Mapping[str, JsonValue]) -> None:
         """Write one line.

@@ -17,9 +17,15 @@ from .outcome import Cost
 
 
 class Scope:
-    """What one evaluation asked for; a refusal sticks to it even where the user's code swallows the exception."""
+    """What one evaluation asked for; a refusal sticks to it even where the user's code swallows the exception.
 
-    def __init__(self) -> None:
+    Attributes:
+        meter: Returns the metered stand-in for a language model that the user's code calls by itself.
+        refusal: The first failure of the infrastructure, or None.
+    """
+
+    def __init__(self, meter: "Callable[[Any], Any] | None" = None) -> None:
+        self.meter = meter
         self._seen: dict[str, Reply] = {}
         self._lock = threading.Lock()
         self._reparsed = 0
@@ -111,7 +117,7 @@ class MeteredLM:
                 self._fail(key, mine, scope, error)
                 raise
         try:
-            reply = known if isinstance(known, Reply) else await asyncio.wrap_future(known)
+            reply = known if isinstance(known, Reply) else await asyncio.shield(asyncio.wrap_future(known))
         except Exception as error:
             self._refuse(scope, error)
             raise
@@ -153,6 +159,7 @@ class MeteredLM:
         self._meter.failed()
         delay = self._retry.delay(attempt, error, random.random())
         if delay is None:
+            self._ledger.add_failure(attempt)
             raise error if attempt == 1 else error.with_attempts(attempt)
         return delay
 

@@ -198,7 +198,7 @@ def _score(found: Any, spec: MetricSpec, example: Example) -> Score:
         value, feedback = found.score, getattr(found, "feedback", None)
     if isinstance(value, (np.generic, np.ndarray)) and np.ndim(value) == 0:
         value = value.item()
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+    if not isinstance(value, numbers.Real) or not _finite(value):
         if inspect.iscoroutine(found):
             found.close()  # else Python warns that nobody awaited it
         raise MetricError(
@@ -206,6 +206,13 @@ def _score(found: Any, spec: MetricSpec, example: Example) -> Score:
             f"{example.row} it returned {type(found).__name__} {found!r:.120}; return a number."
         )
     return Score(float(value), None if feedback is None else str(feedback))
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def _stock(kind: str, field: str) -> StockMetric:

@@ -36,6 +36,7 @@ class Options:
         max_demos: The largest demonstration set.
         formats: Reply formats to try besides the program's own: `("json",)`. Off by default.
         guard: The winner ships where the probability that it beats the baseline is at least this.
+        failure_score: What a reply without readable values counts: the worst value that the metric can give.
         temperature: Sampling temperature of the task model, where the LM doesn't say.
         max_tokens: The longest reply of the task model, where the LM doesn't say.
         price: Dollars per million (prompt, completion) tokens, where the price table doesn't know the model.
@@ -62,6 +63,7 @@ class Options:
     max_demos: int = 16
     formats: Sequence[str] = ()
     guard: float = 0.975
+    failure_score: float = 0.0
     temperature: float | None = None
     max_tokens: int | None = None
     price: tuple[float, float] | None = None
@@ -71,6 +73,19 @@ class Options:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
+        kinds: dict[str, Any] = {
+            "concurrency": int, "instructions": int, "demo_sets": int, "max_demos": int, "guard": float,
+            "failure_score": float, "accept": float | None, "temperature": float | None, "max_tokens": int | None,
+            "calls_per_example": int | None, "group": str | None, "price": tuple | None,
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            fits = isinstance(value, int | float) if kind in (float, float | None) else isinstance(value, kind)
+            if isinstance(value, bool) or not (fits or (value is None and isinstance(None, kind))):
+                said = getattr(kind, "__name__", str(kind)).replace(" | None", ", or None")
+                raise RequestError(f"options: `{name}` is of type {said}, got {value!r}.")
+        if self.price is not None and (len(self.price) != 2 or not all(isinstance(p, int | float) for p in self.price)):
+            raise RequestError(f"options: `price` is two numbers, dollars per million tokens, got {self.price!r}.")
         checks = {
             "effort": (self.effort in EVALUATIONS, "is light, medium or heavy"),
             "sampler": (self.sampler in ("tpe", "random", "gp"), "is tpe, random or gp"),
@@ -78,6 +93,7 @@ class Options:
             "instructions": (0 <= self.instructions <= 64, "is between 0 and 64"),
             "demo_sets": (0 <= self.demo_sets <= 64, "is between 0 and 64"),
             "max_demos": (0 <= self.max_demos <= 256, "is between 0 and 256"),
+            "calls_per_example": (self.calls_per_example is None or self.calls_per_example >= 1, "is at least 1"),
             "guard": (0.5 <= self.guard < 1, "is a probability from .5 to below 1"),
             "formats": (set(self.formats) <= {"chat", "json"}, "are chat and json"),
         }

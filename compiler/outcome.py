@@ -48,7 +48,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Malformed:
-    """The model answered, and no value could be read from it: counts as the metric's failure value, 0."""
+    """The model answered, and no value could be read from it: counts as the metric's failure value."""
 
     message: str
     cost: Cost

@@ -1,6 +1,7 @@
 """The passes between the split and the artifact: preflight, bootstrap, propose, search, certify."""
 
 import inspect
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -76,14 +77,17 @@ def _preflight_notes(job: Job, outcomes: Sequence[Outcome]) -> list[str]:
             f"{malformed[0].message}"
         )
     seen = {path for outcome in outcomes if isinstance(outcome, Scored) for path, _, _ in outcome.trace}
-    if "?" in seen:
+    alone = any(spec.reason is not None and "overrides" in spec.reason for spec in job.target.spec.predictors)
+    if "?" in seen and not alone:
         notes.append(
             "A predictor is called that the program doesn't hold as an attribute (made in forward(), or kept in a "
             "closure): it runs as it is and isn't compiled."
         )
     for spec in job.target.spec.predictors:
         if spec.reason is not None:
-            notes.append(f"Predictor {spec.path} runs through DSPy itself and isn't compiled: {spec.reason}.")
+            notes.append(
+                f"Predictor {spec.path} runs through DSPy itself and isn't compiled: {spec.reason.rstrip('.')}."
+            )
     return notes
 
 
@@ -174,10 +178,14 @@ def _distinct(levels: Sequence[Any], key: Any) -> tuple[Any, ...]:
     return tuple(kept)
 
 
-def _over(run: Run, certification: int) -> str | None:
+def _over(run: Run, certification: int, evaluations: int) -> str | None:
     """Return why the budget ends the search now, and note where that depends on more than the request."""
     meter = run.evaluator.meter
-    reason = meter.over(0.0, certification)
+    asked, _ = meter.logical
+    # Second requests and failed attempts may have become more frequent than preflight saw.
+    rate = max(1.0, asked / max(1, run.retired)) * (1 + meter.wasted / max(1, asked))
+    needed = max(certification, math.ceil(rate * (evaluations + run.flying)))
+    reason = meter.over(0.0, needed)
     if reason is not None and (meter.wasted or meter.budget.seconds is not None):
         run.cut = f"the search was cut short: {reason}"
     return reason
@@ -204,6 +212,7 @@ class EvaluatorOracle:
         rows = [self.rows[index] for index in examples]
         config = {"rollout_id": replicate} if replicate else None
         futures = [self.run.evaluator.submit(job.target, bound, row, config=config) for row in rows]
+        self.run.flying += len(futures)
         return _Pending(self.run, candidate, rows, futures)
 
 
@@ -218,7 +227,8 @@ class _Pending(Future[Block]):
 
     def result(self, timeout: float | None = None) -> Block:
         run, candidate, rows, futures = self._parts
-        outcomes = run._gather(candidate, rows, futures)
+        outcomes = run.gather(candidate, rows, futures)
+        run.flying -= len(futures)
         return Block(
             scores=tuple(outcome.score for outcome in outcomes),
             costs=tuple(float(outcome.cost.calls) for outcome in outcomes),
@@ -237,7 +247,7 @@ def search(state: State, run: Run) -> State:
     options = SearchOptions(
         sampler=job.options.sampler,
         guard=job.options.guard,
-        stop=lambda: too_few or _over(run, certification),
+        stop=lambda: too_few or _over(run, certification, 2 * len(state.splits.test)),
         watch=run.watch,
     )
     oracle = EvaluatorOracle(run, state.levels, rows)

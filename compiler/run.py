@@ -28,6 +28,8 @@ class Run:
         ledger: The run directory.
         progress: Told what happens, or None.
         notes: Sentences for the artifact and for whoever watches.
+        retired: Evaluations that were told.
+        flying: Evaluations of the search that are in flight.
         cut: What ended the search that another run of the same request may not meet: seconds, attempts that failed.
     """
 
@@ -37,6 +39,8 @@ class Run:
     progress: Progress | None = None
     notes: list[str] = field(default_factory=list)
     cut: str | None = None
+    retired: int = 0
+    flying: int = 0
     _stage: str = field(default="", init=False)
     _began: float = field(default=0.0, init=False)
     _done: int = field(default=0, init=False)
@@ -53,10 +57,6 @@ class Run:
         self.ledger.sync()
         self._stage, self._began, self._done, self._planned = stage, time.monotonic(), 0, planned
         self.show()
-
-    def plan(self, planned: int) -> None:
-        """Say how many evaluations this pass may take."""
-        self._planned = planned
 
     def watch(self, trials: int, best: float) -> None:
         """Show how far the search is."""
@@ -105,11 +105,12 @@ class Run:
         futures = []
         for example in examples:
             futures.append(self.evaluator.submit(target, bound, example, traced=traced, model=model))
-        return self._gather(candidate, examples, futures)
+        return self.gather(candidate, examples, futures)
 
-    def _gather(
+    def gather(
         self, candidate: Candidate, examples: Sequence[Example], futures: "Sequence[Future[Outcome]]"
     ) -> list[Outcome]:
+        """Return outcomes in the order asked, each charged and written down; on a failure cancel what hasn't begun."""
         outcomes = []
         try:
             for example, future in zip(examples, futures, strict=True):
@@ -126,6 +127,7 @@ class Run:
     def record(self, candidate: Candidate, example: Example, outcome: Outcome) -> None:
         """Charge an outcome that retires, and write it to the journal."""
         self.evaluator.meter.charge(outcome.cost.requests)
+        self.retired += 1
         self.ledger.append(
             "outcome",
             {

@@ -8,6 +8,7 @@ Talwalkar, AISTATS 2016.)
 """
 
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -189,7 +190,17 @@ def search(
         options: How.
         baseline: The point to beat; by default the point of zeros.
     """
-    chosen = options or SearchOptions()
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # a line a trial is too much
+    try:
+        return _search(space, oracle, budget, seed, options or SearchOptions(), baseline)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _search(
+    space: SearchSpace, oracle: Oracle, budget: int, seed: int, chosen: SearchOptions, baseline: Point | None
+) -> SearchResult:
     home = space.baseline if baseline is None else baseline
     order = [int(i) for i in generator(seed, "search.order").permutation(oracle.examples)]
     scores = _Scores(oracle, order, budget)
@@ -226,7 +237,6 @@ def _rung(budget: int, examples: int, size: int) -> int:
 
 
 def _study(sampler: SamplerName, seed: int) -> Any:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     if sampler == "gp" and find_spec("torch") is None:
         raise RequestError("the sampler gp needs torch, which isn't installed: run `pip install torch`, or take tpe.")
     number = integer(seed, "search.sampler") % 2**32
@@ -235,7 +245,9 @@ def _study(sampler: SamplerName, seed: int) -> Any:
         "random": lambda: optuna.samplers.RandomSampler(seed=number),
         "gp": lambda: optuna.samplers.GPSampler(seed=number),
     }
-    return optuna.create_study(direction="maximize", sampler=kinds[sampler]())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate TPE says so each time
+        return optuna.create_study(direction="maximize", sampler=kinds[sampler]())
 
 
 def _screen(space: SearchSpace, scores: _Scores, study: Any, home: Point, rung: int, options: SearchOptions) -> str:

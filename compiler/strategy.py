@@ -117,7 +117,7 @@ class View:
 
 
 class Strategy(Protocol):
-    """Supplies levels for the slots of a program; see docs/strategies.md for the ones there are."""
+    """Supplies levels for the slots of a program."""
 
     @property
     def name(self) -> str:

@@ -130,16 +130,27 @@ class EvidenceRecord(Closed):
     """Whether the rows were a sealed test; false where the data was too small for one."""
 
     def __str__(self) -> str:
+        where = f"on {self.n} {self._rows()}"
         if self.method.startswith("none"):
-            return (
-                f"{100 * self.baseline:.1f} % on {self.n} {self._rows()}: the baseline ships, so there is no difference"
-            )
-        points = f"{100 * self.difference:+.1f} points"
-        low, high = (f"{100 * value:+.1f}" for value in self.interval)
+            return f"{self.shown(self.baseline)} {where}: the baseline ships, so there is no difference"
+        return f"{self.shown(self.baseline)} -> {self.shown(self.compiled)} {where}: {self.gain}{self.claim}"
+
+    def shown(self, score: float) -> str:
+        """Return a score as text: in percent where the metric's values are shares, as it is elsewhere."""
+        return f"{100 * score:.1f} %" if self._shares() else f"{score:.4g}"
+
+    @property
+    def gain(self) -> str:
+        """The difference with its interval and p-value, as text."""
+        scale, unit, form = (100, " points", "+.1f") if self._shares() else (1, "", "+.4g")
+        low, high = (f"{scale * value:{form}}" for value in self.interval)
         return (
-            f"{100 * self.baseline:.1f} % -> {100 * self.compiled:.1f} % on {self.n} {self._rows()}: {points} "
-            f"({100 * self.level:g} % interval {low} to {high}, p = {self.p_value:.2g}){self.claim}"
+            f"{scale * self.difference:{form}}{unit} "
+            f"({100 * self.level:g} % interval {low} to {high}, p = {self.p_value:.2g})"
         )
+
+    def _shares(self) -> bool:
+        return 0 <= self.baseline <= 1 and 0 <= self.compiled <= 1
 
     @property
     def claim(self) -> str:

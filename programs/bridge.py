@@ -6,11 +6,15 @@ Like planned.py, this module imports dspy at its top and is itself imported only
 import contextlib
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
+
+# Otherwise DSPy fetches a price table from the network at its first call.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
 
 import dspy
 from dspy import lm15
@@ -308,7 +312,9 @@ class DspyLM:
         """Keep one call from everybody who listens to DSPy: the bridge's other side tells them already."""
         messages = [dict(message) for message in request.messages]
         token = _entry.set({})
-        quiet = dspy.context(disable_history=False, send_stream=None, callbacks=[], usage_tracker=None)
+        quiet = dspy.context(
+            disable_history=False, send_stream=None, callbacks=[], usage_tracker=None, vitrify_scope=None
+        )
         try:
             with quiet, adapter_message_call(self._lm, messages):
                 yield messages, self._params(request)

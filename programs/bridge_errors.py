@@ -70,8 +70,12 @@ def from_dspy(error: Any, model: str) -> LMError:
     if cause == "connection" and _timed_out(error):
         cause = "timeout"
     text = (error.message or str(error)).strip().splitlines()
+    said = text[0] if text else type(error).__name__
+    if cause == "auth":
+        # Providers repeat the key that they refuse.
+        said = "the provider refuses the key; set its environment variable, or pass api_key to dspy.LM."
     return LMError(
-        f"{model}: {text[0] if text else type(error).__name__}",
+        f"{model}: {said}",
         cause=cause,
         retryable=exceptions.is_retryable_lm_error(error),
         retry_after=error.retry_after,

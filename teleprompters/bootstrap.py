@@ -49,15 +49,19 @@ def bootstrap(view: View) -> tuple[Accepted, ...]:
 
 
 def _threshold(needs: Needs, scores: Sequence[float]) -> float:
-    """Return the lowest score that is accepted; graded metrics that rarely reach 1 take their best third."""
+    """Return the lowest score that is accepted: 1 where that is the most, else what the best third reaches.
+
+    The best third is taken of the scores above the lowest one, which is nobody's success.
+    """
     if needs.accept is not None:
         return needs.accept
-    if sum(score >= 1.0 for score in scores) >= 4:
+    unit = all(0.0 <= score <= 1.0 for score in scores)
+    if unit and any(score == 1.0 for score in scores):
         return 1.0
-    positive = sorted((score for score in scores if score > 0), reverse=True)
-    if not positive or positive[0] >= 1.0:
+    better = sorted((score for score in scores if score > min(scores)), reverse=True)
+    if not better:
         return 1.0
-    return positive[min(len(positive) - 1, max(3, len(scores) // 3))]
+    return better[min(len(better) - 1, max(3, len(scores) // 3))]
 
 
 def _accept(view: View, examples: Sequence[Example], outcomes: Sequence[Any], threshold: float) -> list[Accepted]:

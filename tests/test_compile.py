@@ -1,5 +1,6 @@
 """compile() from end to end on the embedded model: what it promises about bytes, data, metrics and failures."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -483,3 +484,124 @@ def test_a_class_of_another_name_is_another_program(compiled: Callable[..., vitr
     assert vitrify.load(file, program=Branching())(message="where is it").team
     with pytest.raises(ArtifactError, match="class Branching: the program is a Desk"):
         vitrify.load(file, program=Desk())
+
+
+class Elsewhere:
+    """A DSPy engine of the user's own: another server, counting what it is asked."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.asked = 0
+        self.fails = fails
+
+    def complete(self, request: Any) -> Any:
+        self.asked += 1
+        if self.fails:
+            raise dspy.lm15.AuthError("Bearer sk-SECRET is wrong")
+        text = "[[ ## fits ## ]]\nTrue\n\n[[ ## team ## ]]\nstore\n\n[[ ## completed ## ]]"
+        part = dspy.lm15.Message.assistant([dspy.lm15.TextPart(text)])
+        usage = dspy.lm15.Usage(input_tokens=3, output_tokens=2, total_tokens=5)
+        return dspy.lm15.Response(id=None, model="judge", message=part, finish_reason="stop", usage=usage)
+
+
+@pytest.mark.parametrize("how", ["judge", "context", "call", "raw"])
+def test_language_models_that_the_users_code_calls_by_itself_are_metered_and_kept(
+    compiled: Callable[..., vitrify.Artifact], tmp_path: Path, how: str
+) -> None:
+    engine = Elsewhere()
+    other = dspy.LM("judge", engine=engine, cache=False)
+    judge = dspy.Predict("message, team -> fits: bool")
+    judge.lm = other
+
+    class Wilful(Desk):
+        def forward(self, message: str) -> dspy.Prediction:
+            if how == "context":
+                with dspy.context(lm=other):
+                    return self.route(message=message)
+            if how == "call":
+                return self.route(message=message, lm=other)
+            if how == "raw":
+                other(f"What of {message}?")
+            return self.route(message=message)
+
+    def metric(example: Any, pred: Any, trace: Any = None) -> bool:
+        return bool(judge(message=example.message, team=pred.team).fits) if how == "judge" else pred.team == "store"
+
+    model = Counting()
+    more: dict[str, Any] = {"data": TICKETS[:60], "metric": metric, "run_dir": tmp_path / "run"}
+    artifact = compiled(Wilful(), lm=model, **more)
+    assert engine.asked > 0
+    assert artifact.provenance.calls == len(set(model.asked)) + engine.asked
+    asked, again = engine.asked, Counting()
+    assert artifact.to_bytes() == compiled(Wilful(), lm=again, **more).to_bytes()
+    assert asked == engine.asked
+    assert [] == again.asked
+
+
+def test_the_method_is_put_back(compiled: Callable[..., vitrify.Artifact]) -> None:
+    before = dspy.BaseLM.__call__, dspy.BaseLM.acall
+    compiled(data=TICKETS[:60])
+    assert before == (dspy.BaseLM.__call__, dspy.BaseLM.acall)
+
+
+def test_a_judge_that_is_refused_is_no_bug_of_the_metrics(compiled: Callable[..., vitrify.Artifact]) -> None:
+    judge = dspy.Predict("message, team -> fits: bool")
+    judge.lm = dspy.LM("judge", engine=Elsewhere(fails=True), cache=False)
+    with pytest.raises(Refused, match="refuses the key") as caught:
+        compiled(metric=lambda example, pred, trace=None: judge(message=example.message, team=pred.team).fits)
+    assert "sk-SECRET" not in str(caught.value)
+
+
+def test_rows_that_the_start_shows_are_not_judged(compiled: Callable[..., vitrify.Artifact], tmp_path: Path) -> None:
+    earlier = compiled(data=TICKETS[:160], seed=0, options=vitrify.Options()).save(tmp_path / "earlier.json")
+    later = compiled(data=TICKETS[:160], seed=1, options=small(start=earlier))
+    assert any("moved out of the select and test sets" in note for note in later.notes)
+    shown = {row["message"] for row in TICKETS[:20]}
+    program = Desk()
+    program.route.demos = [dspy.Example(message=row["message"], team=row["team"]) for row in TICKETS[:20]]
+    artifact = compiled(program, data=TICKETS[:160])
+    assert any(note.startswith(f"{len(shown)} rows") or "moved out" in note for note in artifact.notes)
+    assert artifact.provenance.rows["select"] + artifact.provenance.rows["test"] <= 140
+
+
+def test_a_score_below_what_a_failure_counts_is_refused_and_may_be_said(
+    compiled: Callable[..., vitrify.Artifact],
+) -> None:
+    def loss(example: Any, pred: Any, trace: Any = None) -> float:
+        return -float(pred.team != example.team)
+
+    with pytest.raises(MetricError, match="failure_score"):
+        compiled(metric=loss)
+    artifact = compiled(metric=loss, options=small(failure_score=-1.0))
+    assert -1 <= artifact.evidence.baseline <= 0
+    assert "%" not in str(artifact.evidence).partition("rows")[0]
+
+
+def test_a_graded_metric_on_a_scale_of_its_own(compiled: Callable[..., vitrify.Artifact]) -> None:
+    artifact = compiled(metric=lambda example, pred, trace=None: 80.0 if pred.team == example.team else 3.0)
+    assert 3 <= artifact.evidence.baseline <= 80
+    shown = [demo for record in artifact.predictors for demo in record.demos]
+    by_message = {row["message"]: row["team"] for row in TICKETS}
+    assert all(by_message[str(demo["message"])] == demo["team"] for demo in shown)
+
+
+def test_time_that_was_up_at_once_is_said(compiled: Callable[..., vitrify.Artifact]) -> None:
+    assert "0 seconds are over" in compiled(budget=vitrify.Budget(seconds=0.0)).selection.reason
+
+
+def test_options_of_the_wrong_kind_are_requests_that_are_wrong(compiled: Callable[..., vitrify.Artifact]) -> None:
+    for name, value in (("concurrency", "4"), ("accept", "x"), ("price", (1,)), ("group", 3), ("guard", None),
+                        ("max_demos", 2.5), ("calls_per_example", 0), ("temperature", "hot")):  # fmt: skip
+        with pytest.raises(RequestError, match=f"`{name}"):
+            vitrify.Options(**{name: value})
+    with pytest.raises(RequestError, match="vitrify.Budget"):
+        compiled(budget=100)
+
+
+def test_attempts_that_failed_count_across_resumes(compiled: Callable[..., vitrify.Artifact], tmp_path: Path) -> None:
+    served = 0
+    for _ in range(12):
+        mortal = Counting(dies_at=40)
+        with contextlib.suppress(vitrify.WorkError):
+            compiled(lm=mortal, run_dir=tmp_path / "run", budget=vitrify.Budget(calls=330))
+        served += len(mortal.asked)
+    assert 200 < served <= 330

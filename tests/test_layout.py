@@ -17,7 +17,13 @@ MAY_IMPORT = {
     "teleprompters": {"signatures", "programs", "compiler", "teleprompters"},
     "vitrify": set(PACKAGES),
 }
-DSPY_AT_THE_TOP = {"programs/planned.py", "programs/bridge.py", "compiler/evaluate.py", "teleprompters/propose.py"}
+DSPY_AT_THE_TOP = {
+    "programs/planned.py",
+    "programs/bridge.py",
+    "compiler/evaluate.py",
+    "compiler/foreign.py",
+    "teleprompters/propose.py",
+}
 """Modules that import dspy when they are imported; see docs/decisions/0002."""
 THIRD_PARTIES = {
     "signatures": {"pydantic", "pydantic_core", "json_repair", "dspy"},

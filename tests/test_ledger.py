@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vitrify.compiler.budget import Budget, BudgetExhausted, Meter, Price
@@ -240,3 +241,22 @@ def test_retries_stay_within_the_budget(tmp_path: Path) -> None:
         with pytest.raises(BudgetExhausted):
             lm.complete(request())
     assert 3 == len(stub.asked)
+
+
+def test_giving_up_one_joined_call_leaves_the_others_alone(tmp_path: Path) -> None:
+    stub = Stub(seconds=0.2)
+    with Ledger(tmp_path / "run") as ledger:
+        lm = MeteredLM(stub, ledger, Meter(Budget()), lambda: None)
+
+        async def main() -> list[Any]:
+            owner = asyncio.create_task(lm.acomplete(request()))
+            await asyncio.sleep(0.05)
+            joined = asyncio.create_task(lm.acomplete(request()))
+            patient = asyncio.create_task(lm.acomplete(request()))
+            await asyncio.sleep(0.05)
+            joined.cancel()
+            return await asyncio.gather(owner, joined, patient, return_exceptions=True)
+
+        first, given_up, last = asyncio.run(main())
+    assert HELLO == first == last
+    assert isinstance(given_up, asyncio.CancelledError)

@@ -156,6 +156,15 @@ def compile_command(
         int,
         typer.Option("--max-demos", metavar="N", rich_help_panel=SEARCH, help="The largest demonstration set."),
     ] = 16,
+    failure_score: Annotated[
+        float,
+        typer.Option(
+            "--failure-score",
+            metavar="X",
+            help="What an unreadable reply counts: the metric's worst value.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = 0.0,
     accept: Annotated[
         float | None,
         typer.Option(
@@ -243,6 +252,7 @@ def compile_command(
                 select=None if select is None else load_table(select),
                 group=group,
                 accept=accept,
+                failure_score=failure_score,
                 instructions=instructions,
                 demo_sets=demo_sets,
                 max_demos=max_demos,

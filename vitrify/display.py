@@ -173,13 +173,9 @@ def print_result(artifact: Artifact, path: Path, seconds: float, *, as_json: boo
         return
     kind = "sealed test" if evidence.sealed else "held-out rows; too few for a sealed claim"
     typer.echo(f"\n{artifact.name} on {artifact.model.name}, {provenance.metric}, {evidence.n} rows ({kind}):")
-    typer.echo(f"  baseline  {100 * evidence.baseline:5.1f} %")
+    typer.echo(f"  baseline  {evidence.shown(evidence.baseline):>7}")
     if selection.shipped == "compiled":
-        low, high = (f"{100 * value:+.1f}" for value in evidence.interval)
-        typer.echo(
-            f"  compiled  {100 * evidence.compiled:5.1f} %   {100 * evidence.difference:+.1f} points "
-            f"({100 * evidence.level:g} % interval {low} to {high}, p = {evidence.p_value:.2g}){evidence.claim}"
-        )
+        typer.echo(f"  compiled  {evidence.shown(evidence.compiled):>7}   {evidence.gain}{evidence.claim}")
     else:
         typer.echo(f"  The baseline ships: {selection.reason}.")
     for record in artifact.predictors:
