@@ -147,24 +147,25 @@ class Meter:
         with self._lock:
             self.replayed += 1
 
-    def over(self, reserve: float, calls: int = 0) -> str | None:
-        """Return why the search must end now, or None.
+    def over(self, reserve: float, calls: int = 0, *, wasted: int = 0) -> str | None:
+        """Return why the search must end now, or None; seconds don't count here.
 
-        Decided by logical quantities, so that a run that is taken up again decides as the undisturbed one would;
-        attempts that came to nothing count as well.
+        Decided by logical quantities, so that a run that is taken up again decides as the undisturbed one would.
 
         Args:
             reserve: The share of tokens and dollars that is kept for certification, 0 to 1.
             calls: The calls that are kept for it.
+            wasted: Attempts that came to nothing, where they are to count.
         """
         asked, usage = self.logical
-        spent = asked + self.wasted
+        spent = asked + wasted
         if self.budget.calls is not None and spent + calls > self.budget.calls:
             return f"{spent} of {self.budget.calls} calls are spent, and {calls} are kept for the sealed test"
         # What is kept is a share, and no less than what those calls cost on average.
-        over = self._spent(usage, reserve, calls / asked if asked else 0.0)
-        if over is not None:
-            return over
+        return self._spent(usage, reserve, calls / asked if asked else 0.0)
+
+    def late(self) -> str | None:
+        """Return why the search must end now, by the clock."""
         if self.budget.seconds is not None and self.seconds > self.budget.seconds:
             return f"{self.budget.seconds:g} seconds are over"
         return None

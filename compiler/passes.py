@@ -179,14 +179,22 @@ def _distinct(levels: Sequence[Any], key: Any) -> tuple[Any, ...]:
 
 
 def _over(run: Run, certification: int, evaluations: int) -> str | None:
-    """Return why the budget ends the search now, and note where that depends on more than the request."""
+    """Return why the budget ends the search now.
+
+    First by what the request alone decides; then by failed attempts and the clock, which another run of the same
+    request may not meet, and which is noted.
+    """
     meter = run.evaluator.meter
     asked, _ = meter.logical
-    # Second requests and failed attempts may have become more frequent than preflight saw.
-    rate = max(1.0, asked / max(1, run.retired)) * (1 + meter.wasted / max(1, asked))
+    # Second requests may have become more frequent than preflight saw.
+    rate = max(1.0, asked / max(1, run.retired))
     needed = max(certification, math.ceil(rate * (evaluations + run.flying)))
     reason = meter.over(0.0, needed)
-    if reason is not None and (meter.wasted or meter.budget.seconds is not None):
+    if reason is not None:
+        return reason
+    failing = 1 + meter.wasted / max(1, asked)
+    reason = meter.over(0.0, math.ceil(failing * needed), wasted=meter.wasted) or meter.late()
+    if reason is not None:
         run.cut = f"the search was cut short: {reason}"
     return reason
 

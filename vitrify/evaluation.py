@@ -2,9 +2,8 @@
 
 import csv
 import json
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from .programs.lm import LMError, Usage
 from .programs.runtime import Unreadable
 from .signatures.errors import ArtifactError, DataError, nearest
 from .signatures.values import jsonable
+from .tallied import Tallied
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,10 @@ def evaluate(loaded: Any, data: Any, metric: Any, *, concurrency: int = 16) -> E
                 f"{nearest(name, list(dataset.label_names + dataset.input_names))}"
             )
     began = time.monotonic()
-    tally = _Tally()
     judge = _judge(scored, loaded)
     pool = ThreadPoolExecutor(concurrency)
     try:
-        futures = [pool.submit(_row, loaded, scored, example, tally, judge) for example in dataset]
+        futures = [pool.submit(_row, loaded, scored, example, judge) for example in dataset]
         rows = tuple(future.result() for future in futures)
     except BaseException:
         # Give up what is under way: nobody waits for a server after Ctrl-C.
@@ -104,7 +103,9 @@ def evaluate(loaded: Any, data: Any, metric: Any, *, concurrency: int = 16) -> E
         loaded.close()
         raise
     pool.shutdown()
-    return Evaluation(artifact, scored.name, rows, time.monotonic() - began, tally.usage, tally.calls)
+    lm = loaded.model.lm
+    calls, usage = (lm.calls, lm.usage) if isinstance(lm, Tallied) else (0, Usage())
+    return Evaluation(artifact, scored.name, rows, time.monotonic() - began, usage, calls)
 
 
 def _judge(metric: MetricSpec, loaded: Any) -> Any:
@@ -118,23 +119,7 @@ def _judge(metric: MetricSpec, loaded: Any) -> Any:
     return dspy.settings.lm or EngineLM(loaded.model.lm, **dict(loaded.model.decoding))
 
 
-class _Tally:
-    """Adds up what the predictions took."""
-
-    def __init__(self) -> None:
-        self.usage = Usage()
-        self.calls = 0
-        self._lock = threading.Lock()
-
-    def add(self, prediction: Any) -> None:
-        used: Mapping[str, Any] = getattr(prediction, "get_lm_usage", dict)() or {}
-        tokens: Mapping[str, Any] = next(iter(used.values()), {})
-        with self._lock:
-            self.usage += Usage(int(tokens.get("prompt_tokens") or 0), int(tokens.get("completion_tokens") or 0))
-            self.calls += int(getattr(prediction, "calls", 0) or 0)
-
-
-def _row(loaded: Any, metric: MetricSpec, example: Example, tally: _Tally, judge: Any) -> Row:
+def _row(loaded: Any, metric: MetricSpec, example: Example, judge: Any) -> Row:
     try:
         prediction = loaded(**example.own_inputs())
     except Unreadable as error:
@@ -143,7 +128,6 @@ def _row(loaded: Any, metric: MetricSpec, example: Example, tally: _Tally, judge
         if type(error).__name__ == "AdapterParseError":  # DSPy's, of a program that runs through it
             return Row(example, {}, 0.0, None, str(error).strip().partition("\n")[0])
         raise user_error(error, f"{loaded.artifact.name}, on row {example.row},") from error
-    tally.add(prediction)
     try:
         score = call_metric(metric, example, prediction, None, lm=judge)
     except MetricBug as error:

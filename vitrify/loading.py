@@ -18,6 +18,7 @@ from .programs.models import Model, resolve_lm
 from .programs.runtime import run_artifact
 from .signatures.errors import ArtifactError, DataError, ProgramError, RequestError, nearest
 from .signatures.values import jsonable
+from .tallied import Tallied
 
 
 def load_program(spec: str) -> Any:
@@ -112,7 +113,7 @@ def open_artifact(path: Path, *, program: str | None, lm: str | None, api_base: 
     model = resolve_lm(name, api_base=api_base)
     if name == artifact.model.name:
         model = Model(model.lm, {**artifact.model.decoding, **model.decoding})
-    return run_artifact(artifact, model, program=module, name=str(path))
+    return run_artifact(artifact, Model(Tallied(model.lm), model.decoding), program=module, name=str(path))
 
 
 def parse_inputs(given: Sequence[str], artifact: Artifact) -> dict[str, Any]:
