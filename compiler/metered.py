@@ -155,6 +155,8 @@ class MeteredLM:
 
     def _pause(self, attempt: int, error: LMError) -> float:
         """Return the seconds to wait before the next attempt, or raise the error that there is none."""
+        if self._closed.is_set():
+            raise error  # given up by us, as by a kill: what was in flight may be asked again
         self._meter.repeated(error.attempts - 1)
         self._meter.failed()
         delay = self._retry.delay(attempt, error, random.random())
