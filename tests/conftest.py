@@ -44,3 +44,19 @@ def saved(artifact: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The helpdesk artifact's file."""
     path: Path = artifact.save(tmp_path_factory.mktemp("saved") / "helpdesk.json")
     return path
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Any:
+    """A compile of one predictor on the helpdesk's messages with small defaults, each run in a directory of its own."""
+    import vitrify
+
+    from .desks import TICKETS, Desk, small
+
+    def run(program: Any = None, data: Any = None, metric: Any = "exact:team", **more: Any) -> vitrify.Artifact:
+        more.setdefault("lm", "embedded")
+        more.setdefault("options", small())
+        more.setdefault("run_dir", tmp_path / f"run{len(list(tmp_path.iterdir()))}")
+        return vitrify.compile(program or Desk(), data if data is not None else TICKETS[:150], metric, **more)
+
+    return run
