@@ -134,7 +134,7 @@ def _tokens(usage: Usage) -> tuple[int, int]:
 
 def bootstrap(state: State, run: Run) -> State:
     """Run the program over the training rows and keep the traces that the metric accepts, as demonstrations."""
-    run.begin("bootstrap", len(state.splits.train))
+    run.begin("bootstrap", 2 * len(state.splits.train))
     accepted = state.job.strategy.bootstrap(_view(state, run))
     if not accepted:
         run.note("No training row was answered well enough to become a demonstration; labelled rows may still serve.")
