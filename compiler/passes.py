@@ -178,8 +178,8 @@ def _distinct(levels: Sequence[Any], key: Any) -> tuple[Any, ...]:
     return tuple(kept)
 
 
-def _over(run: Run, certification: int, evaluations: int) -> str | None:
-    """Return why the budget ends the search now.
+def _over(run: Run, certification: int, rows: int, evaluations: int) -> str | None:
+    """Return why the budget has no room for `evaluations` more beside the sealed test's `rows`.
 
     First by what the request alone decides; then by failed attempts and the clock, which another run of the same
     request may not meet, and which is noted.
@@ -188,7 +188,7 @@ def _over(run: Run, certification: int, evaluations: int) -> str | None:
     asked, _ = meter.logical
     # Second requests may have become more frequent than preflight saw.
     rate = max(1.0, asked / max(1, run.retired))
-    needed = max(certification, math.ceil(rate * (evaluations + run.flying)))
+    needed = max(certification, math.ceil(rate * rows)) + math.ceil(rate * (run.flying + evaluations))
     reason = meter.over(0.0, needed)
     if reason is not None:
         return reason
@@ -255,7 +255,7 @@ def search(state: State, run: Run) -> State:
     options = SearchOptions(
         sampler=job.options.sampler,
         guard=job.options.guard,
-        stop=lambda: too_few or _over(run, certification, 2 * len(state.splits.test)),
+        stop=lambda evaluations: too_few or _over(run, certification, 2 * len(state.splits.test), evaluations),
         watch=run.watch,
     )
     oracle = EvaluatorOracle(run, state.levels, rows)

@@ -64,7 +64,7 @@ class SearchOptions:
         finalists: How many points race.
         guard: The winner ships where the probability that it beats the baseline is at least this.
         min_gain: A gain below this, in the metric's unit, isn't worth shipping.
-        stop: Asked between steps; a reason ends the search early.
+        stop: Asked before each step, with the metric calls it would take; a reason ends the search early.
         watch: Called after each trial with (trials so far, best mean so far).
     """
 
@@ -74,7 +74,7 @@ class SearchOptions:
     finalists: int = 8
     guard: float = 0.975
     min_gain: float = 0.0
-    stop: Callable[[], str | None] = lambda: None
+    stop: Callable[[int], str | None] = lambda evaluations: None
     watch: Callable[[int, float], None] = lambda trials, best: None
 
 
@@ -135,7 +135,11 @@ class _Scores:
 
     def affordable(self, wanted: Mapping[Point, int]) -> bool:
         """Say whether the budget has room to know each point on so many examples."""
-        return self.spent + sum(max(0, n - len(self.known.get(p, ()))) for p, n in wanted.items()) <= self.budget
+        return self.spent + self.cost(wanted) <= self.budget
+
+    def cost(self, wanted: Mapping[Point, int]) -> int:
+        """Return the metric calls that knowing each point on so many examples takes."""
+        return sum(max(0, min(n, len(self.order)) - len(self.known.get(p, ()))) for p, n in wanted.items())
 
     def begin(self, point: Point, n: int) -> "_Asked | None":
         """Ask for a point on those of the first `n` examples that it lacks; None where it lacks none."""
@@ -277,7 +281,7 @@ def _screen(space: SearchSpace, scores: _Scores, study: Any, home: Point, rung: 
 
 def _ended(space: SearchSpace, scores: _Scores, rung: int, limit: int, repeats: int, options: SearchOptions) -> str:
     """Return why screening asks for no more, or nothing; what is in flight is still told."""
-    stop = options.stop() if scores.known else None
+    stop = options.stop(rung) if scores.known else None
     if stop is not None:
         return stop
     if len(scores.known) >= space.size:
@@ -316,7 +320,7 @@ def _race(space: SearchSpace, scores: _Scores, home: Point, rung: int, options: 
         racing = _favourites(space, surrogate, home, keep) if not racing else _leaders(racing, surrogate, keep)
         n = min(total, 2 * n)
         wanted = {home: n, **dict.fromkeys(racing, n)}
-        if not racing or options.stop() is not None or not _fits(scores, wanted, reserve):
+        if not racing or options.stop(scores.cost(wanted)) is not None or not _fits(scores, wanted, reserve):
             break
         scores.extend(wanted)
         options.watch(len(scores.known), max(scores.mean(p) for p in scores.known if scores.known[p]))
@@ -325,12 +329,13 @@ def _race(space: SearchSpace, scores: _Scores, home: Point, rung: int, options: 
         keep = max(1, math.ceil(len(racing) / 2))
     racing = [p for p in racing if scores.known.get(p)] or [p for p in scores.known if p != home and scores.known[p]]
     racing = _leaders(racing, _fit(scores, home), options.finalists)
-    if racing and options.stop() is None:
-        last = {home: total, racing[0]: total}
-        while not scores.affordable(last) and min(last.values()) > 1:
-            last = {point: max(1, int(0.8 * count)) for point, count in last.items()}
-        if scores.affordable(last):
+    last = {home: total, racing[0]: total} if racing else {}
+    while last:
+        if scores.affordable(last) and options.stop(scores.cost(last)) is None:
             scores.extend(last)
+            break
+        fewer = {point: int(0.8 * count) for point, count in last.items()}
+        last = fewer if scores.cost(fewer) else {}
     return racing
 
 
@@ -340,8 +345,7 @@ def _leaders(points: Sequence[Point], surrogate: Surrogate, count: int) -> list[
 
 
 def _fits(scores: _Scores, wanted: Mapping[Point, int], reserve: int) -> bool:
-    cost = sum(max(0, n - len(scores.known.get(p, ()))) for p, n in wanted.items())
-    return scores.spent + cost <= scores.budget - reserve
+    return scores.spent + scores.cost(wanted) <= scores.budget - reserve
 
 
 def _fit(scores: _Scores, home: Point) -> Surrogate:

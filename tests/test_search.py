@@ -169,7 +169,9 @@ def test_feasible_points_only() -> None:
 
 def test_a_reason_to_stop_is_heeded() -> None:
     world = World([6, 6], 1.0, 6)
-    found = search(world.space, world, budget=5000, seed=0, options=SearchOptions(stop=lambda: "time is over"))
+    found = search(
+        world.space, world, budget=5000, seed=0, options=SearchOptions(stop=lambda evaluations: "time is over")
+    )
     assert "time is over" == found.reason
     assert found.spent < 200
 
