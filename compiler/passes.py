@@ -186,9 +186,11 @@ def _over(run: Run, certification: int, rows: int, evaluations: int) -> str | No
     """
     meter = run.evaluator.meter
     asked, _ = meter.logical
-    # Second requests may have become more frequent than preflight saw.
-    rate = max(1.0, asked / max(1, run.retired))
-    needed = max(certification, math.ceil(rate * rows)) + math.ceil(rate * (run.flying + evaluations))
+    # Second requests that preflight didn't see: as many as there were, and two standard deviations of such a count.
+    expected = certification / max(1, rows)
+    more = max(0.0, asked - expected * run.retired)
+    rate = expected + (more + 2 * math.sqrt(more)) / max(1, run.retired)
+    needed = math.ceil(rate * (rows + run.flying + evaluations))
     reason = meter.over(0.0, needed)
     if reason is not None:
         return reason
