@@ -76,7 +76,7 @@ def tasks() -> list[Task]:
     found = [
         Task(
             "helpdesk",
-            load_object(f"{folder / 'program.py'}:Helpdesk"),  # type: ignore[arg-type]
+            load_object(f"{folder / 'program.py'}:Helpdesk"),
             load_rows(folder / "tickets.jsonl"),
             load_object(f"{folder / 'program.py'}:routed", kind="metric"),
         )
@@ -84,7 +84,7 @@ def tasks() -> list[Task]:
     banking = DATA / "tasks" / "banking77_train.jsonl"
     if banking.exists():
         program = load_object(f"{ROOT / 'examples' / 'banking77' / 'program.py'}:Intents")
-        found.append(Task("banking77", program, load_rows(banking)[::5], vitrify.metrics.exact("intent")))  # type: ignore[arg-type]
+        found.append(Task("banking77", program, load_rows(banking)[::5], vitrify.metrics.exact("intent")))
     else:
         print(f"banking77 is left out: there is no {banking} (set VITRIFY_DATA)")
     return found
@@ -119,7 +119,7 @@ def ours(task: Task, splits: Splits, seed: int, effort: str) -> Result:
             seed=seed,
             run_dir=Path(folder) / "run",
             options=vitrify.Options(
-                effort=effort,  # type: ignore[arg-type]
+                effort=effort,
                 test=[{**row.inputs, **row.labels} for row in splits.test],
             ),
         )
@@ -180,9 +180,9 @@ def main() -> None:
         dataset = to_dataset(task.rows, input_names=names)
         seconds: dict[str, list[float]] = {}
         kinds: list[tuple[str, Callable[[Splits, int], Result]]] = [
-            ("vitrify light", lambda s, seed, task=task: ours(task, s, seed, "light")),  # type: ignore[misc]
-            ("vitrify medium", lambda s, seed, task=task: ours(task, s, seed, "medium")),  # type: ignore[misc]
-            ("dspy.MIPROv2 light", lambda s, seed, task=task: theirs(task, s, seed, "light")),  # type: ignore[misc]
+            ("vitrify light", lambda s, seed, task=task: ours(task, s, seed, "light")),
+            ("vitrify medium", lambda s, seed, task=task: ours(task, s, seed, "medium")),
+            ("dspy.MIPROv2 light", lambda s, seed, task=task: theirs(task, s, seed, "light")),
         ]
         for name, run in kinds:
             results = [run(split(dataset, seed=seed), seed) for seed in range(arguments.repeats)]

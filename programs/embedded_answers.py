@@ -134,9 +134,9 @@ def instance(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None, d
         return instance(target, root, depth + 1) if isinstance(target, dict) and depth < 20 else None
     for key in ("default", "const"):
         if key in schema:
-            return schema[key]  # type: ignore[no-any-return]
+            return schema[key]  # type: ignore[no-any-return]  # a schema is JSON: Any
     if schema.get("enum"):
-        return schema["enum"][0]  # type: ignore[no-any-return]
+        return schema["enum"][0]  # type: ignore[no-any-return]  # a schema is JSON: Any
     options = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
     if options:
         plain = [option for option in options if option.get("type") != "null"] or options
@@ -150,7 +150,7 @@ def _of_type(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> 
     if kind in ("integer", "number"):
         low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
         value = max(0, low) if isinstance(low, (int, float)) else 0
-        return min(value, schema.get("maximum", value))  # type: ignore[no-any-return]
+        return min(value, schema.get("maximum", value))  # type: ignore[no-any-return]  # a schema is JSON: Any
     if kind == "boolean":
         return False
     if kind == "array":

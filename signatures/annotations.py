@@ -187,7 +187,7 @@ def _enumeration(kind: type[enum.Enum]) -> EnumType:
         raise Refused(f"{where} is a flag")
     if vars(kind).keys() & {"__get_pydantic_core_schema__", "__get_pydantic_json_schema__"}:
         raise Refused(f"{where} has a pydantic schema of its own")
-    if kind._missing_.__func__ is not enum.Enum._missing_.__func__:  # type: ignore[attr-defined]
+    if kind._missing_.__func__ is not enum.Enum._missing_.__func__:  # type: ignore[attr-defined]  # typeshed lacks it
         raise Refused(f"{where} runs code of its own to find a member (`_missing_`)")
     mixin = getattr(kind, "_member_type_", object)
     if issubclass(kind, (enum.StrEnum, enum.IntEnum)):
