@@ -14,22 +14,47 @@ class Budget:
     """What a compile may spend at most; None is no limit.
 
     Attributes:
-        calls: Calls to language models, task model and prompt model together.
+        calls: Calls to language models, all of them together.
         tokens: Prompt and completion tokens together.
-        dollars: Money, by the price of the model.
+        dollars: Money, by the prices of the models.
         seconds: Wall-clock seconds until the search stops; certification still runs.
+        task: Calls, tokens and dollars of everything but the prompt model, within what all may spend.
+        prompt: Those of the prompt model, within what all may spend.
     """
 
     calls: int | None = None
     tokens: int | None = None
     dollars: float | None = None
     seconds: float | None = None
+    task: "Budget | None" = None
+    prompt: "Budget | None" = None
 
     def __post_init__(self) -> None:
         for name in ("calls", "tokens", "dollars", "seconds"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-                raise RequestError(f"budget: `{name}` is a number of at least 0, got {value!r}.")
+            kinds = int if name in ("calls", "tokens") else int | float
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value >= 0):
+                kind = "a whole number" if kinds is int else "a number"
+                raise RequestError(f"budget: `{name}` is {kind} of at least 0, got {value!r}.")
+        for name in ("task", "prompt"):
+            part = getattr(self, name)
+            if part is None:
+                continue
+            if not isinstance(part, Budget) or part.seconds is not None or part.task or part.prompt:
+                raise RequestError(
+                    f"budget: `{name}` is a Budget of calls, tokens or dollars, got {part!r}; seconds are the run's."
+                )
+
+    @property
+    def priced(self) -> bool:
+        """Whether a limit is in dollars, so that prices must be known."""
+        return any(part is not None and part.dollars is not None for part in (self, self.task, self.prompt))
+
+    @property
+    def weighed(self) -> bool:
+        """Whether a limit is in tokens or dollars, so that replies must have a longest length."""
+        parts = [part for part in (self, self.task, self.prompt) if part is not None]
+        return self.priced or any(part.tokens is not None for part in parts)
 
 
 @dataclass(frozen=True)

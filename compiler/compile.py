@@ -74,7 +74,7 @@ def compile(
             meter,
             judge=job.judge_model,
             failure_score=job.options.failure_score,
-            concurrency=job.options.concurrency,
+            concurrency=job.options.concurrency or 16,
         )
         run = Run(job, evaluator, ledger, job.options.progress)
         interrupted = False

@@ -26,7 +26,10 @@ class Options:
         strategy: `auto`, or an object that fulfils the Strategy protocol.
         effort: How many evaluations the search may take: `light` 1,200, `medium` 3,000, `heavy` 9,000.
         sampler: Optuna's sampler for the screening: `tpe`, `random`, `gp`.
-        concurrency: Evaluations at a time.
+        concurrency: Evaluations at a time; by default it adapts to what the server can take.
+        patience: Seconds that the run waits for a server that answered before and has stopped to.
+        hedge: Send the slowest calls once more and take the first answer; both count.
+        cache: Keep replies for other runs too, beside the runs.
         test: Your own sealed test set, in any form that `data` takes.
         select: Your own select set.
         group: A column; rows with the same value stay in one set.
@@ -53,7 +56,10 @@ class Options:
     strategy: Any = "auto"
     effort: Effort = "light"
     sampler: SamplerName = "tpe"
-    concurrency: int = 16
+    concurrency: int | None = None
+    patience: float = 900.0
+    hedge: bool = False
+    cache: bool = True
     test: Any = None
     select: Any = None
     group: str | None = None
@@ -74,7 +80,7 @@ class Options:
 
     def __post_init__(self) -> None:
         kinds: dict[str, Any] = {
-            "concurrency": int, "instructions": int, "demo_sets": int, "max_demos": int, "guard": float,
+            "concurrency": int | None, "patience": float, "instructions": int, "demo_sets": int, "max_demos": int, "guard": float,
             "failure_score": float, "accept": float | None, "temperature": float | None, "max_tokens": int | None,
             "calls_per_example": int | None, "group": str | None, "price": tuple | None,
         }  # fmt: skip
@@ -89,7 +95,10 @@ class Options:
         checks = {
             "effort": (self.effort in EVALUATIONS, "is light, medium or heavy"),
             "sampler": (self.sampler in ("tpe", "random", "gp"), "is tpe, random or gp"),
-            "concurrency": (1 <= self.concurrency <= 1024, "is between 1 and 1024"),
+            "concurrency": (self.concurrency is None or 1 <= self.concurrency <= 1024, "is between 1 and 1024"),
+            "patience": (self.patience >= 0, "is at least 0 seconds"),
+            "hedge": (isinstance(self.hedge, bool), "is True or False"),
+            "cache": (isinstance(self.cache, bool), "is True or False"),
             "instructions": (0 <= self.instructions <= 64, "is between 0 and 64"),
             "demo_sets": (0 <= self.demo_sets <= 64, "is between 0 and 64"),
             "max_demos": (0 <= self.max_demos <= 256, "is between 0 and 256"),
