@@ -1,12 +1,13 @@
-"""Budget: what a compile may spend, and the meter that says what it has."""
+"""Budget: what a compile may spend, in calls, tokens, dollars and seconds; and what spending is counted in."""
 
-import threading
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..programs.lm import Usage
 from ..signatures.errors import RequestError, WorkError
+
+Role = Literal["task", "prompt"]
+"""Who a call is made for: the prompt model's proposals, or everything else."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,19 @@ class Budget:
                     f"budget: `{name}` is a Budget of calls, tokens or dollars, got {part!r}; seconds are the run's."
                 )
 
+    def of(self, role: Role) -> "Budget":
+        """Return the part for one role; without one, no limit."""
+        return (self.task if role == "task" else self.prompt) or Budget()
+
     @property
     def priced(self) -> bool:
         """Whether a limit is in dollars, so that prices must be known."""
-        return any(part is not None and part.dollars is not None for part in (self, self.task, self.prompt))
+        return any(part.dollars is not None for part in (self, self.of("task"), self.of("prompt")))
 
     @property
     def weighed(self) -> bool:
         """Whether a limit is in tokens or dollars, so that replies must have a longest length."""
-        parts = [part for part in (self, self.task, self.prompt) if part is not None]
-        return self.priced or any(part.tokens is not None for part in parts)
+        return self.priced or any(part.tokens is not None for part in (self, self.of("task"), self.of("prompt")))
 
 
 @dataclass(frozen=True)
@@ -69,138 +73,28 @@ class Price:
         return usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion
 
 
-class BudgetExhausted(WorkError):
-    """A call would exceed the budget; it wasn't made."""
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """Calls, their tokens and their price.
 
-
-@dataclass
-class Meter:
-    """Counts calls, tokens and money, and refuses the call that would exceed the budget.
-
-    Physical: a call served from the ledger costs nothing here.
+    Attributes:
+        calls: How many.
+        usage: Tokens.
+        dollars: Money; of calls to models without a known price nothing is in it.
     """
 
-    budget: Budget
-    price: Price | None = None
-    clock: Callable[[], float] = time.monotonic
     calls: int = 0
-    replayed: int = 0
-    wasted: int = 0
-    earlier: tuple[int, Usage] = (0, Usage())
     usage: Usage = field(default_factory=Usage)
-    _started: float = field(default=0.0, init=False)
-    _total: Usage = field(default_factory=Usage, init=False)
-    _distinct: dict[str, Usage] = field(default_factory=dict, init=False, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._started = self.clock()
+    dollars: float = 0.0
 
     @property
-    def seconds(self) -> float:
-        """Seconds since the meter was made."""
-        return self.clock() - self._started
+    def tokens(self) -> int:
+        """Prompt and completion tokens together."""
+        return self.usage.prompt_tokens + self.usage.completion_tokens
 
-    @property
-    def dollars(self) -> float | None:
-        """Money spent so far, or None where the model has no known price."""
-        return None if self.price is None else self.price.of(self.usage)
+    def __add__(self, other: "Spending") -> "Spending":
+        return Spending(self.calls + other.calls, self.usage + other.usage, self.dollars + other.dollars)
 
-    def admit(self) -> None:
-        """Count one call that is about to be made.
 
-        Raises:
-            BudgetExhausted: If the budget has no room for it.
-        """
-        with self._lock:
-            if self.budget.calls is not None and self.calls >= self.budget.calls:
-                raise BudgetExhausted(
-                    f"The budget of {self.budget.calls} calls is spent; raise `budget.calls` and run again with the "
-                    "same run directory: nothing that was paid is asked for twice."
-                )
-            spent = self._spent(self.usage, 0.0, 0.0)
-            if spent is not None:
-                raise BudgetExhausted(
-                    f"The budget is spent ({spent}); raise it and run again with the same run directory: nothing that "
-                    "was paid is asked for twice."
-                )
-            self.calls += 1
-
-    def resume(self, paid: tuple[int, int, Usage]) -> None:
-        """Begin with what earlier processes paid in this run directory: a budget is the run's, not the process's.
-
-        Args:
-            paid: Attempts at servers, how many of them came to nothing, and tokens.
-        """
-        self.calls, self.wasted, self.usage = paid
-        self.earlier = (self.calls, self.usage)
-
-    def repeated(self, attempts: int) -> None:
-        """Count attempts that the client made by itself, after the one that was admitted."""
-        with self._lock:
-            self.calls += attempts
-            self.wasted += attempts
-
-    def failed(self) -> None:
-        """Count an admitted attempt that came to nothing."""
-        with self._lock:
-            self.wasted += 1
-
-    def paid(self, usage: Usage) -> None:
-        """Add the tokens of a call that was made."""
-        with self._lock:
-            self.usage = self.usage + usage
-
-    def charge(self, requests: Mapping[str, Usage]) -> None:
-        """Count requests logically: each once, however often it was needed and whoever answered it.
-
-        Called when an evaluation retires, in the order asked, so that what was spent at a decision doesn't depend on
-        who finished first.
-        """
-        for key, usage in requests.items():
-            if key not in self._distinct:
-                self._distinct[key] = usage
-                self._total = self._total + usage
-
-    @property
-    def logical(self) -> tuple[int, Usage]:
-        """Distinct requests and their tokens: the same for a compile whether it was interrupted or not."""
-        return len(self._distinct), self._total
-
-    def served(self) -> None:
-        """Count a call that the ledger answered."""
-        with self._lock:
-            self.replayed += 1
-
-    def over(self, reserve: float, calls: int = 0, *, wasted: int = 0) -> str | None:
-        """Return why the search must end now, or None; seconds don't count here.
-
-        Decided by logical quantities, so that a run that is taken up again decides as the undisturbed one would.
-
-        Args:
-            reserve: The share of tokens and dollars that is kept for certification, 0 to 1.
-            calls: The calls that are kept for it.
-            wasted: Attempts that came to nothing, where they are to count.
-        """
-        asked, usage = self.logical
-        spent = asked + wasted
-        if self.budget.calls is not None and spent + calls > self.budget.calls:
-            return f"{spent} of {self.budget.calls} calls are spent, and {calls} are kept for the sealed test"
-        # What is kept is a share, and no less than what those calls cost on average.
-        return self._spent(usage, reserve, calls / asked if asked else 0.0)
-
-    def late(self) -> str | None:
-        """Return why the search must end now, by the clock."""
-        if self.budget.seconds is not None and self.seconds > self.budget.seconds:
-            return f"{self.budget.seconds:g} seconds are over"
-        return None
-
-    def _spent(self, usage: Usage, share: float, again: float) -> str | None:
-        """Say what is spent but for a share of the budget, or for `again` times `usage`."""
-        tokens, limit = usage.prompt_tokens + usage.completion_tokens, self.budget.tokens
-        if limit is not None and tokens > limit - max(limit * share, tokens * again):
-            return f"{tokens} of {limit} tokens are spent"
-        dollars, most = None if self.price is None else self.price.of(usage), self.budget.dollars
-        if most is not None and dollars is not None and dollars > most - max(most * share, dollars * again):
-            return f"${dollars:.4f} of ${most:.2f} are spent"
-        return None
+class BudgetExhausted(WorkError):
+    """A call would exceed the budget; it wasn't made."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,24 +12,30 @@ from ..programs.artifact import Artifact, read_artifact
 from ..programs.candidate import Candidate, fits
 from ..programs.lm import Retry
 from ..programs.models import Model, resolve_lm
+from ..programs.openai_wire import is_reasoning_model
 from ..programs.program import ProgramSpec, lower_program
 from ..signatures.canonical import digest
 from ..signatures.errors import ArtifactError, DataError, ProgramError, RequestError, nearest
 from ..signatures.values import jsonable
-from .budget import Budget, Meter, Price
+from .budget import Budget, Spending
 from .data import Dataset, describe_source, load_rows, to_dataset
 from .emit import emit
 from .evaluate import Evaluator, Target
 from .foreign import metering_foreign_calls
 from .ledger import Ledger
+from .meter import Meter
+from .metered import Manners
 from .metric import required_labels, resolve_metric
 from .options import Options
-from .passes import MOST_SELECT, MOST_TEST, bootstrap, certify, preflight, propose, search, source_of
-from .prices import price_of
+from .pace import Pace
+from .passes import certify, search
+from .preflight import preflight
+from .prices import Prices
 from .run import Run
 from .splits import Splits, split
 from .state import Job, State
 from .strategy import Strategy
+from .supply import source_of, supply
 
 
 def compile(
@@ -65,34 +72,47 @@ def compile(
     job = prepare(program, data, metric, lm, strategy, budget or Budget(), seed, options or Options())
     folder = Path(run_dir) if run_dir is not None else default_run_dir(job)
     with Ledger(folder) as ledger, metering_foreign_calls():
-        meter = Meter(job.budget, _price(job))
-        meter.resume(ledger.paid)
-        evaluator = Evaluator(
-            job.model,
-            job.metric,
-            ledger,
-            meter,
-            judge=job.judge_model,
-            failure_score=job.options.failure_score,
-            concurrency=job.options.concurrency or 16,
-        )
-        run = Run(job, evaluator, ledger, job.options.progress)
+        run = _run(job, ledger)
         interrupted = False
         try:
-            state = preflight(split_pass(job, run), run)
-            # The baseline's part of the sealed test is needed whatever is chosen; certify alone reads it.
-            run.prefetch(job.target.spec.baseline, state.splits.test)
-            for step in (bootstrap, propose, search, certify):
+            state = State(job, split_pass(job, run))
+            for step in (preflight, supply, search, certify):
                 state = step(state, run)
             return emit(state, run)
         except KeyboardInterrupt:
             interrupted = True
             raise
         finally:
-            evaluator.close(abandon=interrupted)
+            run.evaluator.close(abandon=interrupted)
 
 
-def split_pass(job: Job, run: Run) -> State:
+def _run(job: Job, ledger: Ledger) -> Run:
+    """Return the tools of a compile, with what earlier processes of the run spent."""
+    options, prices = job.options, Prices(job.options.price)
+    _check_prices(job, prices)
+    meter = Meter(job.budget)
+    for (role, lm), tally in ledger.tallies.items():
+        price = prices.of(lm)
+        spent = Spending(tally.attempts, tally.usage, 0.0 if price is None else price.of(tally.usage))
+        meter.resume(role, spent, wasted=tally.attempts - tally.replies, certified=tally.certifying)
+    notices: deque[str] = deque()
+    evaluator = Evaluator(
+        job.model,
+        job.metric,
+        ledger,
+        meter,
+        judge=job.judge_model,
+        failure_score=options.failure_score,
+        pace=Pace(options.concurrency),
+        manners=Manners(
+            patience=options.patience, hedge=options.hedge, weighed=job.budget.weighed, notice=notices.append
+        ),
+        price=prices.of,
+    )
+    return Run(job, evaluator, ledger, options.progress, notices=notices)
+
+
+def split_pass(job: Job, run: Run) -> Splits:
     """Divide the rows into train, select and sealed test, by content."""
     run.begin("split")
     splits = split(job.dataset, seed=job.seed, group=job.options.group, select=job.select, test=job.test)
@@ -116,7 +136,12 @@ def split_pass(job: Job, run: Run) -> State:
         run.note(splits.note)
     for note in label_notes(job):
         run.note(note)
-    return State(job, splits)
+    if job.budget.weighed and job.options.max_tokens is None:
+        run.note(
+            f"Replies have at most {job.model.decoding['max_tokens']} tokens (max_tokens), so that a budget in tokens "
+            "or dollars holds for each call."
+        )
+    return splits
 
 
 def _without_shown(job: Job, splits: Splits) -> tuple[Splits, int]:
@@ -142,6 +167,13 @@ def _said(values: Mapping[str, Any], names: Sequence[str]) -> str | None:
     if not names or any(name not in values for name in names):
         return None
     return " ".join(json.dumps([jsonable(values[name]) for name in names], ensure_ascii=False).casefold().split())
+
+
+MOST_SELECT = 400
+"""Rows of the select set that are used: beyond that, more rows tell less than more candidates."""
+
+MOST_TEST = 1000
+"""Rows of the sealed test that are used, unless it is the user's own: they show a gain of 3 points or so."""
 
 
 def label_notes(job: Job) -> list[str]:
@@ -215,6 +247,9 @@ def prepare(
     server: dict[str, Any] = {"api_base": options.api_base, "api_key": options.api_key}
     model = resolve_lm(lm, decoding=decoding, retry=once, **server)
     ambient = dspy.settings.lm
+    prompt_model = model if options.prompt_lm is None else resolve_lm(options.prompt_lm, retry=once, **server)
+    if budget.weighed:
+        model, prompt_model = (_bounded(one) for one in (model, prompt_model))
     return Job(
         target=target,
         code=source_of(program),
@@ -223,7 +258,7 @@ def prepare(
         test=None if options.test is None else _dataset(options.test, program, spec),
         metric=scored,
         model=model,
-        prompt_model=model if options.prompt_lm is None else resolve_lm(options.prompt_lm, retry=once, **server),
+        prompt_model=prompt_model,
         judge_model=model if ambient is None else resolve_lm(ambient),
         teacher=_teacher(options, target, model),
         strategy=strategy,
@@ -232,6 +267,18 @@ def prepare(
         seed=seed,
         options=options,
     )
+
+
+LONGEST_REPLY = 2048
+"""Tokens of a reply at most, where a budget is in tokens or dollars and the user gave no `max_tokens`."""
+
+
+def _bounded(model: Model) -> Model:
+    """Return a model whose replies have a longest length, so that a call's price has a bound."""
+    if model.decoding.get("max_tokens") is not None:
+        return model
+    longest = 8 * LONGEST_REPLY if is_reasoning_model(model.lm.name) else LONGEST_REPLY
+    return replace(model, decoding={**model.decoding, "max_tokens": longest})
 
 
 def _dataset(data: Any, program: Any, spec: ProgramSpec) -> Dataset:
@@ -308,14 +355,16 @@ def _start(start: Any, spec: ProgramSpec) -> Candidate:
     return Candidate({**spec.baseline.params, **{p: v for p, v in artifact.candidate.params.items() if p in tunable}})
 
 
-def _price(job: Job) -> Price | None:
-    price = price_of(job.model.lm.name, job.options.price)
-    if price is None and job.budget.dollars is not None:
-        raise RequestError(
-            f"`budget.dollars` needs a price, and nobody knows that of {job.model.lm.name}; give it in dollars per "
-            "million prompt and completion tokens with Options(price=(0.15, 0.60)) or --price 0.15,0.60."
-        )
-    return price
+def _check_prices(job: Job, prices: Prices) -> None:
+    """Raise RequestError where a budget is in dollars and nobody knows what a model costs."""
+    if not job.budget.priced:
+        return
+    for model in (job.model, job.prompt_model, job.teacher[1]):
+        if prices.of(model.lm.name) is None:
+            raise RequestError(
+                f"`budget.dollars` needs a price, and nobody knows that of {model.lm.name}; give it in dollars per "
+                "million prompt and completion tokens with Options(price=(0.15, 0.60)) or --price 0.15,0.60."
+            )
 
 
 def default_run_dir(job: Job) -> Path:

@@ -27,7 +27,6 @@ from ..signatures.canonical import JsonValue, NotCanonical, canonical_json, dige
 from ..signatures.lower import annotations
 from ..signatures.prompt import NeedsAdapter, PromptPlan
 from .outcome import Malformed
-from .passes import slot_sizes
 from .run import Run
 from .state import State
 
@@ -192,13 +191,13 @@ def _selection(state: State) -> SelectionRecord:
         interval=found.interval,
         trials=len(found.trials),
         evaluations=found.spent,
-        slots=dict(slot_sizes(state.levels)),
+        slots=state.levels.sizes,
     )
 
 
 def _provenance(state: State, run: Run) -> ProvenanceRecord:
     job, meter = state.job, run.evaluator.meter
-    calls, usage = meter.logical
+    spent = meter.logical
     outcomes = state.certificate.compiled if state.certificate is not None else ()
     return ProvenanceRecord(
         versions={name: _version(name) for name in ("vitrify", "dspy", "pydantic", "json-repair", "optuna")},
@@ -212,10 +211,10 @@ def _provenance(state: State, run: Run) -> ProvenanceRecord:
             "select": len(state.splits.select),
             "test": len(state.splits.test),
         },
-        calls=calls,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        dollars=None if meter.price is None else round(meter.price.of(usage), 6),
+        calls=spent.calls,
+        prompt_tokens=spent.usage.prompt_tokens,
+        completion_tokens=spent.usage.completion_tokens,
+        dollars=None if meter.unpriced else round(spent.dollars, 6),
         malformed=sum(isinstance(outcome, Malformed) for outcome in outcomes),
         reparsed=sum(outcome.cost.reparsed for outcome in outcomes),
     )

@@ -1,11 +1,12 @@
 """Evaluator: the only spender; it runs bound programs on examples and says what became of each."""
 
 import asyncio
-import logging
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
@@ -19,15 +20,17 @@ from ..programs.openai import OpenAICompatible
 from ..programs.planned import Bound
 from ..programs.program import ProgramSpec, walk
 from ..signatures.errors import MetricError
-from .budget import BudgetExhausted, Meter
+from .budget import BudgetExhausted, Price
 from .data import Example
 from .ledger import Ledger
-from .metered import MeteredLM, Scope
+from .meter import Meter
+from .metered import Flights, Manners, MeteredLM, Scope
 from .metric import MetricSpec, call_metric
 from .outcome import Cost, Malformed, Outcome, ProgramBug, Refused, Scored, TraceStep
+from .pace import Pace
 from .workers import Workers
 
-logger = logging.getLogger("vitrify")
+T = TypeVar("T")
 
 
 def scope_in_force() -> Scope | None:
@@ -51,9 +54,32 @@ class Target:
     adapter: Any = None
 
 
+@dataclass(frozen=True)
+class Errand:
+    """What an evaluation is for, beside its candidate and its example.
+
+    Attributes:
+        traced: Whether the metric sees the trace, as DSPy does while bootstrapping.
+        model: Another model than the task model (a teacher's).
+        config: Sampling parameters for this evaluation alone.
+        certifying: Whether the sealed test needs it.
+        priority: Of its place in the queue; what nobody waits for yet has a larger one.
+    """
+
+    traced: bool = False
+    model: Model | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    certifying: bool = False
+    priority: int = 0
+
+
+PLAIN = Errand()
+"""An evaluation that the caller waits for, on the task model."""
+
+
 @dataclass
 class Evaluator:
-    """Runs candidates on examples, `concurrency` at a time; every call goes through one ledger and one meter.
+    """Runs candidates on examples, as many at a time as the pace allows; every call goes through one ledger and meter.
 
     Attributes:
         model: The task model.
@@ -62,7 +88,9 @@ class Evaluator:
         meter: What has been spent.
         judge: The model in force while the metric runs; by default the task model.
         failure_score: What a reply without readable values counts; no score may be below it.
-        concurrency: How many evaluations run at a time.
+        pace: How many evaluations run at a time.
+        manners: How the models' servers are treated.
+        price: Returns a model's price by its name.
     """
 
     model: Model
@@ -71,24 +99,42 @@ class Evaluator:
     meter: Meter
     judge: Model | None = None
     failure_score: float = 0.0
-    concurrency: int = 16
-    on_done: Callable[[Outcome], None] | None = None
+    pace: Pace = field(default_factory=Pace)
+    manners: Manners = field(default_factory=Manners)
+    price: Callable[[str], Price | None] = lambda name: None
     _pool: Workers = field(init=False, repr=False)
     _lms: dict[int, EngineLM] = field(default_factory=dict, init=False, repr=False)
     _kept: list[Any] = field(default_factory=list, init=False, repr=False)
+    _flights: Flights = field(default_factory=Flights, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._pool = Workers(self.concurrency)
+        self._pool = Workers(min(16, self.pace.most))
 
     def engine(self, model: Model) -> EngineLM:
         """Return `model` as a dspy.LM whose calls are metered; one for each model."""
-        known = self._lms.get(id(model))
-        if known is None:
-            metered = MeteredLM(model.lm, self.ledger, self.meter, scope_in_force, _retry(model.lm))
-            known = EngineLM(metered, **dict(model.decoding))
-            self._lms[id(model)] = known
-            self._kept.append(model)  # keeps id() unique
-        return known
+        return self._engine(model, lambda: (model.lm, model.decoding))
+
+    def _metered_own(self, lm: Any) -> EngineLM:
+        """Return a language model of the user's own as one whose calls are metered."""
+
+        def bridged() -> tuple[LM, Mapping[str, Any]]:
+            ours = DspyLM(lm)
+            return ours, ours.decoding
+
+        return self._engine(lm, bridged)
+
+    def _engine(self, owner: Any, make: Callable[[], tuple[LM, Mapping[str, Any]]]) -> EngineLM:
+        with self._lock:
+            known = self._lms.get(id(owner))
+            if known is None:
+                lm, decoding = make()
+                manners = replace(self.manners, retry=_retry(lm), price=self.price(lm.name), pace=self.pace)
+                metered = MeteredLM(lm, self.ledger, self.meter, scope_in_force, manners, self._flights)
+                known = EngineLM(metered, **dict(decoding))
+                self._lms[id(owner)] = known
+                self._kept.append(owner)  # keeps id() unique
+            return known
 
     def bound(self, target: Target, candidate: Candidate) -> Any:
         """Return the target bound to `candidate`, its predictors' own language models metered as well."""
@@ -99,61 +145,42 @@ class Evaluator:
                 item.predictor.lm = self._metered_own(own)
         return program
 
-    def _metered_own(self, lm: Any) -> EngineLM:
-        known = self._lms.get(id(lm))
-        if known is None:
-            bridged = DspyLM(lm)
-            metered = MeteredLM(bridged, self.ledger, self.meter, scope_in_force, _retry(bridged))
-            known = EngineLM(metered, **bridged.decoding)
-            self._lms[id(lm)] = known
-            self._kept.append(lm)
-        return known
-
-    def submit(
-        self,
-        target: Target,
-        bound: Any,
-        example: Example,
-        *,
-        traced: bool = False,
-        model: Model | None = None,
-        config: Mapping[str, Any] | None = None,
-        priority: int = 0,
-    ) -> "Future[Outcome]":
+    def submit(self, target: Target, bound: Any, example: Example, errand: Errand = PLAIN) -> "Future[Outcome]":
         """Evaluate a bound program on one example, in a worker thread.
 
         Args:
             target: What `bound` was made from.
             bound: The result of `bound()`.
             example: The example.
-            traced: Whether the metric sees the trace, as DSPy does while bootstrapping.
-            model: Another model than the task model (a teacher's).
-            config: Sampling parameters for this evaluation alone.
-            priority: Of its place in the queue; what nobody waits for yet has a larger one, and isn't reported.
+            errand: What the evaluation is for.
         """
-        lm = self.engine(model or self.model)
-        if config:
-            lm = lm.copy(**config)
-        future = self._pool.submit(lambda: self._evaluate(target, bound, example, traced, lm), priority=priority)
-        if self.on_done is not None and priority == 0:
-            future.add_done_callback(self._report)
-        return future
+        lm = self.engine(errand.model or self.model)
+        if errand.config:
+            lm = lm.copy(**errand.config)
+        return self._pool.submit(
+            lambda: self._paced(lambda: self._evaluate(target, bound, example, errand, lm)), priority=errand.priority
+        )
 
-    def _report(self, future: "Future[Outcome]") -> None:
-        if self.on_done is not None and not future.cancelled() and future.exception() is None:
-            self.on_done(future.result())
+    def _paced(self, work: Callable[[], T]) -> T:
+        """Run `work`, counted as one that runs."""
+        self.pace.started()
+        try:
+            return work()
+        finally:
+            self.pace.ended()
 
-    def _evaluate(self, target: Target, bound: Any, example: Example, traced: bool, lm: EngineLM) -> Outcome:
-        scope = Scope(self._metered_own)
+    def _evaluate(self, target: Target, bound: Any, example: Example, errand: Errand, lm: EngineLM) -> Outcome:
+        began = time.monotonic()
+        scope = Scope(self._metered_own, certifying=errand.certifying)
         with self._context(scope, lm, target.adapter):
             prediction, failure = self._call(bound, example.own_inputs(), target, scope, example.row)
             if failure is not None:
-                return Malformed(failure, scope.cost, self.failure_score)
+                return Malformed(failure, scope.cost, self.failure_score, seconds=time.monotonic() - began)
             steps = trace_steps(dspy.settings.trace or [])
             trace = list(dspy.settings.trace or [])
         with self._context(scope, self.engine(self.judge or self.model), target.adapter):
             try:
-                score = call_metric(self.metric, example, prediction, trace if traced else None)
+                score = call_metric(self.metric, example, prediction, trace if errand.traced else None)
             finally:
                 self._raise_refusal(scope)  # a judge that couldn't be asked is no bug of the metric's
         if score.value < self.failure_score:
@@ -162,7 +189,7 @@ class Evaluator:
                 f"readable values counts {self.failure_score:g}: `no score is below the failure score`; give the worst "
                 "value that the metric can have, with Options(failure_score=...) or --failure-score."
             )
-        return Scored(score.value, score.feedback, prediction, steps, scope.cost)
+        return Scored(score.value, score.feedback, prediction, steps, scope.cost, time.monotonic() - began)
 
     def ask(self, bound: Any, inputs: Mapping[str, Any], model: Model, **config: Any) -> "Future[tuple[Any, Cost]]":
         """Run a bound module outside any evaluation, such as a proposal; returns its prediction, or None, and its cost.
@@ -174,12 +201,12 @@ class Evaluator:
             lm = lm.copy(**config)
 
         def work() -> tuple[Any, Cost]:
-            scope = Scope(self._metered_own)
+            scope = Scope(self._metered_own, role="prompt")
             with self._context(scope, lm, None):
                 prediction, _ = self._call(bound, inputs, None, scope, None)
                 return prediction, scope.cost
 
-        return self._pool.submit(work)
+        return self._pool.submit(lambda: self._paced(work))
 
     def _context(self, scope: Scope, lm: EngineLM, adapter: Any) -> Any:
         return dspy.context(

@@ -80,7 +80,8 @@ class Options:
 
     def __post_init__(self) -> None:
         kinds: dict[str, Any] = {
-            "concurrency": int | None, "patience": float, "instructions": int, "demo_sets": int, "max_demos": int, "guard": float,
+            "concurrency": int | None, "patience": float, "instructions": int, "demo_sets": int,
+            "max_demos": int, "guard": float,
             "failure_score": float, "accept": float | None, "temperature": float | None, "max_tokens": int | None,
             "calls_per_example": int | None, "group": str | None, "price": tuple | None,
         }  # fmt: skip

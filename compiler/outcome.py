@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ..programs.lm import LMError, Usage
 from ..signatures.errors import WorkError
+from .meter import Charge
 
 TraceStep = tuple[str, Mapping[str, Any], Mapping[str, Any]]
 """One predictor call of a trace: path, inputs, outputs."""
@@ -16,11 +17,11 @@ class Cost:
     """What an evaluation asked of the language model, counted logically: one request once, however it was served.
 
     Attributes:
-        requests: The distinct requests by key, and their tokens.
+        requests: The distinct requests by key, and what each took.
         reparsed: Requests that were needed because a reply couldn't be parsed.
     """
 
-    requests: Mapping[str, Usage] = field(default_factory=dict)
+    requests: Mapping[str, Charge] = field(default_factory=dict)
     reparsed: int = 0
 
     @property
@@ -31,7 +32,7 @@ class Cost:
     @property
     def usage(self) -> Usage:
         """Their tokens."""
-        return sum(self.requests.values(), Usage())
+        return sum((charge.usage for charge in self.requests.values()), Usage())
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Scored:
     prediction: Any
     trace: tuple[TraceStep, ...]
     cost: Cost
+    seconds: float = 0.0
     cause: Literal["scored"] = "scored"
 
 
@@ -56,6 +58,7 @@ class Malformed:
     feedback: str | None = None
     prediction: Any = None
     trace: tuple[TraceStep, ...] = ()
+    seconds: float = 0.0
     cause: Literal["malformed"] = "malformed"
 
 

@@ -1,4 +1,4 @@
-"""price_of(): dollars per token, from the table that comes with the installed packages, read without importing them."""
+"""Prices: dollars per token, from the table that comes with the installed packages, read without importing them."""
 
 import json
 from importlib.util import find_spec
@@ -27,6 +27,24 @@ def price_of(model: str, given: tuple[float, float] | None = None) -> Price | No
     if not isinstance(prompt, int | float) or not isinstance(completion, int | float):
         return None
     return Price(float(prompt), float(completion))
+
+
+class Prices:
+    """The models' prices; the table is read at the first question.
+
+    Args:
+        given: Dollars per million prompt and completion tokens of the models that the table doesn't know.
+    """
+
+    def __init__(self, given: tuple[float, float] | None = None) -> None:
+        self._given = given
+        self._known: dict[str, Price | None] = {}
+
+    def of(self, model: str) -> Price | None:
+        """Return a model's price, or None where nobody knows it."""
+        if model not in self._known:
+            self._known[model] = price_of(model, self._given)
+        return self._known[model]
 
 
 def _table() -> dict[str, Any]:

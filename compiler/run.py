@@ -1,26 +1,36 @@
 """Run: the tools of one compile (evaluator, ledger, meter, progress), handed to every pass beside the frozen state."""
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ..programs.candidate import Candidate
+from ..programs.models import Model
+from .budget import BudgetExhausted
 from .data import Example
-from .evaluate import Evaluator
+from .evaluate import Errand, Evaluator, Target
 from .ledger import Ledger
+from .meter import Charge
 from .outcome import Outcome
 from .progress import Progress, Snapshot
 from .state import Job
 
-LATER = 1
-"""The priority of what nobody waits for yet."""
+T = TypeVar("T")
+
+SELECT, TEST = 1, 2
+"""Priorities of what a later pass will need: the baseline on the select set, and on the sealed test."""
+
+LOOK = 0.2
+"""Seconds between two looks at what else has happened, while somebody waits."""
 
 
 @dataclass
 class Run:
-    """The tools of one compile.
+    """The tools of one compile; used from the thread that compiles alone.
 
     Attributes:
         job: The request.
@@ -28,9 +38,11 @@ class Run:
         ledger: The run directory.
         progress: Told what happens, or None.
         notes: Sentences for the artifact and for whoever watches.
+        notices: Sentences for whoever watches, from any thread.
         retired: Evaluations that were told.
         flying: Evaluations of the search that are in flight.
         cut: What ended the search that another run of the same request may not meet: seconds, attempts that failed.
+        alarm: What a pass in the background died of.
     """
 
     job: Job
@@ -38,18 +50,17 @@ class Run:
     ledger: Ledger
     progress: Progress | None = None
     notes: list[str] = field(default_factory=list)
+    notices: deque[str] = field(default_factory=deque)
     cut: str | None = None
     retired: int = 0
     flying: int = 0
+    alarm: BaseException | None = None
     _stage: str = field(default="", init=False)
     _began: float = field(default=0.0, init=False)
     _done: int = field(default=0, init=False)
     _planned: int = field(default=0, init=False)
     _trials: int = field(default=0, init=False)
     _best: float | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self.evaluator.on_done = self._count
 
     def begin(self, stage: str, planned: int = 0) -> None:
         """Name the pass that begins, in the journal and to whoever watches."""
@@ -63,16 +74,14 @@ class Run:
         self._trials, self._best = trials, best
         self.show()
 
-    def _count(self, outcome: Outcome) -> None:
-        self._done += 1
-
     def show(self) -> None:
-        """Show where the compile is."""
+        """Show where the compile is, and what has happened meanwhile."""
         if self.progress is None:
             return
+        while self.notices:
+            self.progress.note(self.notices.popleft())
         meter = self.evaluator.meter
-        calls, usage = meter.earlier
-        tokens = meter.usage.prompt_tokens + meter.usage.completion_tokens
+        calls, tokens = meter.here
         self.progress.update(
             Snapshot(
                 stage=self._stage,
@@ -80,9 +89,9 @@ class Run:
                 planned=self._planned,
                 trials=self._trials,
                 best=self._best,
-                calls=meter.calls - calls,
+                calls=calls,
                 replayed=meter.replayed,
-                tokens=tokens - usage.prompt_tokens - usage.completion_tokens,
+                tokens=tokens,
                 seconds=time.monotonic() - self._began,
             )
         )
@@ -94,70 +103,142 @@ class Run:
             if self.progress is not None:
                 self.progress.note(text)
 
-    # What a strategy may spend through (the Runner protocol).
+    def wait(self, future: "Future[T]") -> T:
+        """Return what a future brings; meanwhile show what happens, and stop where a pass in the background died."""
+        while True:
+            try:
+                return future.result(timeout=LOOK)
+            except NotYet:
+                if future.done():
+                    return future.result()
+                if self.alarm is not None:
+                    raise self.alarm from None
+                self.show()
 
-    def run(
-        self, candidate: Candidate, examples: Sequence[Example], *, traced: bool = False, teacher: bool = False
-    ) -> list[Outcome]:
-        """Evaluate a candidate on examples, with the teacher's program and model where asked."""
-        target, model = self.job.teacher if teacher else (self.job.target, self.job.model)
+    def evaluate(self, candidate: Candidate, examples: Sequence[Example], errand: Errand) -> list[Outcome]:
+        """Evaluate a candidate on examples; each outcome is charged and written down in the order asked."""
+        return self.gather(candidate, examples, self.submit(candidate, examples, errand), errand)
+
+    def submit(
+        self, candidate: Candidate, examples: Sequence[Example], errand: Errand, target: Target | None = None
+    ) -> "list[Future[Outcome]]":
+        """Ask for evaluations; may be called from any thread."""
+        target = target or self.job.target
         bound = self.evaluator.bound(target, candidate)
-        futures = []
-        for example in examples:
-            futures.append(self.evaluator.submit(target, bound, example, traced=traced, model=model))
-        return self.gather(candidate, examples, futures)
+        return [self.evaluator.submit(target, bound, example, errand) for example in examples]
 
     def gather(
-        self, candidate: Candidate, examples: Sequence[Example], futures: "Sequence[Future[Outcome]]"
+        self, candidate: Candidate, examples: Sequence[Example], futures: "Sequence[Future[Outcome]]", errand: Errand
     ) -> list[Outcome]:
         """Return outcomes in the order asked, each charged and written down; on a failure cancel what hasn't begun."""
         outcomes = []
         try:
             for example, future in zip(examples, futures, strict=True):
-                outcome = future.result()
-                self.record(candidate, example, outcome)
+                outcome = self.wait(future)
+                self.record(self._stage, candidate, example, outcome, errand)
+                self._done += 1
                 outcomes.append(outcome)
-                self.show()
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
+        self.show()
         return outcomes
 
-    def record(self, candidate: Candidate, example: Example, outcome: Outcome) -> None:
+    def record(self, stage: str, candidate: Candidate, example: Example, outcome: Outcome, errand: Errand) -> None:
         """Charge an outcome that retires, and write it to the journal."""
         self.evaluator.meter.charge(outcome.cost.requests)
         self.retired += 1
         self.ledger.append(
             "outcome",
             {
-                "stage": self._stage,
+                "stage": stage,
                 "candidate": candidate.id,
                 "example": example.id,
+                "replicate": errand.config.get("rollout_id"),
                 "cause": outcome.cause,
                 "score": outcome.score,
                 "feedback": outcome.feedback,
                 "calls": outcome.cost.calls,
                 "prompt_tokens": outcome.cost.usage.prompt_tokens,
                 "completion_tokens": outcome.cost.usage.completion_tokens,
+                "seconds": round(outcome.seconds, 4),
             },
         )
 
-    def ask(self, module: Any, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Any]:
-        """Run a DSPy module on the prompt model for each pair of inputs and sampling parameters, all at once."""
-        futures = [self.evaluator.ask(module, inputs, self.job.prompt_model, **config) for inputs, config in asked]
-        predictions = []
-        for future in futures:
-            prediction, cost = future.result()
-            self.evaluator.meter.charge(cost.requests)
-            predictions.append(prediction)
-        return predictions
-
-    def prefetch(self, candidate: Candidate, examples: Sequence[Example]) -> None:
+    def prefetch(self, candidate: Candidate, examples: Sequence[Example], errand: Errand) -> None:
         """Ask for what a later pass will need, whenever there is nothing better to do.
 
         Nothing is read: the replies wait in the ledger for the pass that asks again, which charges and reports them.
         """
-        bound = self.evaluator.bound(self.job.target, candidate)
-        for example in examples:
-            self.evaluator.submit(self.job.target, bound, example, priority=LATER)
+        self.submit(candidate, examples, errand)
+
+
+@dataclass
+class Side:
+    """What a pass in the background spends through (the Runner protocol); its charges wait for `settle`.
+
+    So that what was spent at a decision of the search doesn't depend on how far this pass is.
+    """
+
+    run_: Run
+    stage: str
+    teacher: tuple[Target, Model]
+    _told: list[Any] = field(default_factory=list, init=False)
+
+    def run(
+        self, candidate: Candidate, examples: Sequence[Example], *, traced: bool = False, teacher: bool = False
+    ) -> list[Outcome]:
+        """Evaluate a candidate on examples, with the teacher's program and model where asked."""
+        return self.run_many([(candidate, examples)], traced=traced, teacher=teacher)[0]
+
+    def run_many(
+        self,
+        asked: Sequence[tuple[Candidate, Sequence[Example]]],
+        *,
+        traced: bool = False,
+        teacher: bool = False,
+    ) -> list[list[Outcome]]:
+        """Evaluate several candidates on examples of their own, all at once."""
+        target, model = self.teacher if teacher else (self.run_.job.target, self.run_.job.model)
+        errand = Errand(traced=traced, model=model)
+        futures = [self.run_.submit(candidate, examples, errand, target) for candidate, examples in asked]
+        found = []
+        try:
+            for (candidate, examples), flying in zip(asked, futures, strict=True):
+                outcomes = [future.result() for future in flying]
+                self._told += [
+                    (candidate, example, outcome, errand) for example, outcome in zip(examples, outcomes, strict=True)
+                ]
+                found.append(outcomes)
+        except BaseException:
+            for future in (future for flying in futures for future in flying):
+                future.cancel()
+            raise
+        return found
+
+    def ask(self, module: Any, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Any]:
+        """Run a DSPy module on the prompt model for each pair of inputs and sampling parameters, all at once."""
+        model = self.run_.job.prompt_model
+        futures = [self.run_.evaluator.ask(module, inputs, model, **config) for inputs, config in asked]
+        predictions: list[Any] = []
+        for future in futures:
+            try:
+                prediction, cost = future.result()
+            except BudgetExhausted as error:
+                self.run_.cut = f"the proposals were cut short: {error}"
+                predictions.append(None)
+                continue
+            self._told.append(cost.requests)
+            predictions.append(prediction)
+        return predictions
+
+    def settle(self) -> None:
+        """Charge and write down everything, in the order asked; called when the pass is joined."""
+        for told in self._told:
+            if isinstance(told, tuple):
+                self.run_.record(self.stage, *told)
+            else:
+                charges: Mapping[str, Charge] = told
+                self.run_.evaluator.meter.charge(charges)
+        self._told.clear()

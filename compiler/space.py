@@ -1,8 +1,9 @@
 """SearchSpace: the product of slots that the search moves in."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 Point = tuple[int, ...]
@@ -62,7 +63,29 @@ class SearchSpace:
 
     def allows(self, point: Point) -> bool:
         """Say whether the search may choose `point`."""
-        return self.feasible is None or point in set(self.feasible)
+        return self._allowed is None or point in self._allowed
+
+    @cached_property
+    def _allowed(self) -> frozenset[Point] | None:
+        return None if self.feasible is None else frozenset(self.feasible)
+
+    def grown(self, levels: Mapping[str, int]) -> "SearchSpace":
+        """Return the space with so many levels appended to each named slot.
+
+        A name that no slot has yet becomes a slot behind the present ones: level 0, which every known point has
+        there, and the new levels. ValueError where the points are listed: a new level would be in none of them.
+        """
+        if self.feasible is not None:
+            raise ValueError("`only a whole product grows`, but this space lists its feasible points.")
+        if any(count < 0 for count in levels.values()):
+            raise ValueError(f"`levels are appended, never removed`, but got {dict(levels)}.")
+        present = {slot.name for slot in self.slots}
+        return SearchSpace(
+            [
+                *(Slot(slot.name, slot.levels + levels.get(slot.name, 0)) for slot in self.slots),
+                *(Slot(name, 1 + count) for name, count in levels.items() if name not in present and count),
+            ]
+        )
 
     def points(self) -> Iterator[Point]:
         """Yield every point, in lexicographic order where the whole product is allowed."""

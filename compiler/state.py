@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..programs.candidate import Candidate
 from ..programs.lm import Usage
@@ -18,6 +18,9 @@ from .search import SearchResult
 from .space import Point, SearchSpace
 from .splits import Splits
 from .strategy import Accepted, DemoLevel, InstructionLevel, Strategy
+
+if TYPE_CHECKING:
+    from .supply import Supply
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,11 @@ class Levels:
     baseline: Candidate
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """How many levels each slot has."""
+        return {name: len(self.values[name]) for name in self.slots}
+
+    @property
     def space(self) -> SearchSpace:
         """The search space that the levels span."""
         from .space import Slot
@@ -142,6 +150,7 @@ class State:
     job: Job
     splits: Splits
     preflight: Preflight | None = None
+    supply: "Supply | None" = None
     accepted: tuple[Accepted, ...] = ()
     levels: Levels | None = None
     found: SearchResult | None = None

@@ -64,6 +64,16 @@ class Runner(Protocol):
         """Evaluate a candidate on training examples."""
         ...
 
+    def run_many(
+        self,
+        asked: Sequence[tuple[Candidate, Sequence[Example]]],
+        *,
+        traced: bool = False,
+        teacher: bool = False,
+    ) -> list[list[Outcome]]:
+        """Evaluate several candidates on training examples of their own, all at once."""
+        ...
+
     def ask(self, module: Any, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Any]:
         """Run a DSPy module on the prompt model for each pair of inputs and sampling parameters, all at once.
 
@@ -102,7 +112,7 @@ class View:
         runner: What it spends through.
         seed: Of the compile; generators are derived from it by name.
         needs: How much to supply.
-        accepted: Accepted traces; empty before the bootstrap pass.
+        accepted: Accepted traces; who looks at them waits for the bootstrap pass. Empty before it.
     """
 
     spec: ProgramSpec
@@ -113,7 +123,7 @@ class View:
     runner: Runner
     seed: int
     needs: Needs = field(default_factory=Needs)
-    accepted: tuple[Accepted, ...] = ()
+    accepted: Sequence[Accepted] = ()
 
 
 class Strategy(Protocol):
@@ -129,7 +139,11 @@ class Strategy(Protocol):
         ...
 
     def demonstrations(self, view: View) -> Mapping[str, tuple[DemoLevel, ...]]:
-        """Return demonstration sets by path; the user's own level isn't among them."""
+        """Return demonstration sets by path; the user's own level isn't among them.
+
+        Asked twice: before the bootstrap pass, when `view.accepted` is empty, for the sets that the search begins with;
+        and after it, for the others.
+        """
         ...
 
     def instructions(self, view: View) -> Mapping[str, tuple[InstructionLevel, ...]]:

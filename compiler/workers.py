@@ -1,76 +1,258 @@
 """Workers: the one queue of a compile, by priority; equal priorities in the order they were asked."""
 
+import asyncio
+import contextlib
+import heapq
 import itertools
 import queue
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextvars import Context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_Item = tuple[int, int, "Future[Any] | None", Callable[[], Any]]
+
+
+class _Item(Future[Any]):
+    """Work that waits for its turn, and the future of it."""
+
+    def __init__(self, make: Callable[[], Any], loop: asyncio.AbstractEventLoop | None) -> None:
+        super().__init__()
+        self.make: Callable[[], Any] | None = make
+        self.loop = loop
+        self.task: asyncio.Task[Any] | None = None
+
+    def cancel(self) -> bool:
+        """Cancel what hasn't begun, and let go of what it holds: its entry may stay in the queue for a while."""
+        cancelled = super().cancel()
+        if cancelled:
+            self.make = None
+        return cancelled
+
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        """Fulfil the future, unless it was given up meanwhile."""
+        with contextlib.suppress(InvalidStateError):
+            if error is None:
+                self.set_result(result)
+            else:
+                self.set_exception(error)
 
 
 class Workers:
-    """Threads that take work from one queue, the smallest priority first.
+    """Work from one queue, the smallest priority first, never more than `limit()` at a time.
 
-    The threads are daemons: a call that hangs can't keep the process from ending.
+    Work is a function, which gets a thread, or a coroutine on somebody's event loop, which needs none. Each is run in
+    a context (contextvars) of its own, empty at first. Threads are started when there's work for them and no idle
+    one. They are daemons: a call that hangs can't keep the process from ending. After a fork the child has none of
+    them and mustn't touch its copy; it makes its own.
+
+    Args:
+        limit: How many may run now, or a function that says so: asked whenever something is submitted or ends, and on
+            `widen()`. It is called under a lock, so it is quick and knows nothing of the workers. At 0 nothing begins.
+            Where it falls, what has begun goes on.
+        most: More than so many never run, whatever `limit` says.
     """
 
-    def __init__(self, count: int) -> None:
-        self._queue: queue.PriorityQueue[_Item] = queue.PriorityQueue()
+    def __init__(self, limit: int | Callable[[], int], most: int | None = None) -> None:
+        fixed = limit if isinstance(limit, int) else None
+        self._limit: Callable[[], int] = (lambda: fixed) if fixed is not None else limit  # type: ignore[assignment]
+        self._most = most if most is not None else fixed
+        self._heap: list[tuple[int, int, _Item]] = []
         self._order = itertools.count()
-        self._threads = [threading.Thread(target=self._work, name=f"vitrify-{i}", daemon=True) for i in range(count)]
-        self._closed = False
         self._lock = threading.Lock()
+        self._running: set[_Item] = set()
+        self._empty = threading.Condition(self._lock)
+        self._handed: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()  # to idle threads
+        self._idle = 0
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    @property
+    def running(self) -> int:
+        """How many have begun and not ended."""
+        return len(self._running)
+
+    @property
+    def threads(self) -> int:
+        """How many threads were started."""
+        return len(self._threads)
 
     def submit(self, work: Callable[[], T], *, priority: int = 0) -> "Future[T]":
         """Run `work` in a thread, after everything of a smaller priority."""
-        future: Future[T] = Future()
+        return self._submit(_Item(work, None), priority)
+
+    def submit_async(
+        self, loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]], *, priority: int = 0
+    ) -> "Future[T]":
+        """Run the coroutine that `make` returns as a task on `loop`, which runs in a thread of somebody else.
+
+        `make` is called on the loop when its turn has come.
+        """
+        return self._submit(_Item(make, loop), priority)
+
+    def widen(self) -> None:
+        """Begin what a raised limit has room for."""
+        with self._lock:
+            begun = self._fill()
+        self._launch(begun)
+
+    def _submit(self, item: _Item, priority: int) -> "Future[Any]":
         with self._lock:
             if self._closed:
                 raise RuntimeError("the workers are closed")
-            if self._threads and not self._threads[0].is_alive():
-                for thread in self._threads:
-                    thread.start()
-            self._queue.put((priority, next(self._order), future, work))
-        return future
+            heapq.heappush(self._heap, (priority, next(self._order), item))
+            begun = self._fill()
+        self._launch(begun)
+        return item
 
-    def _work(self) -> None:
-        while True:
-            _, _, future, work = self._queue.get()
-            if future is None:
-                return
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                result = work()
-            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
-                future.set_exception(error)
+    def _fill(self) -> list[_Item]:
+        """Take from the queue what may run now; with the lock held."""
+        if not self._heap:
+            return []
+        room = self._limit()
+        if self._most is not None and room > self._most:
+            room = self._most
+        begun = []
+        while self._heap and len(self._running) < room:
+            item = heapq.heappop(self._heap)[2]
+            if item.set_running_or_notify_cancel():
+                self._running.add(item)
+                begun.append(item)
+        return begun
+
+    def _launch(self, items: list[_Item], here: asyncio.AbstractEventLoop | None = None) -> None:
+        """Bring items to a thread or to their loop; `here` is the loop that this code runs on."""
+        for item in items:  # it grows where one fails to begin
+            if item.loop is None:
+                items += self._hand(item)
+            elif item.loop is here:
+                items += self._begin(item)
             else:
-                future.set_result(result)
-            del future, work  # nothing is kept alive while waiting for more
+                try:
+                    item.loop.call_soon_threadsafe(self._launch, [item], item.loop, context=Context())
+                except RuntimeError as error:  # the loop is closed
+                    item.settle(None, error)
+                    items += self._release(item)
+
+    def _hand(self, item: _Item) -> list[_Item]:
+        """Give an item to an idle thread or a new one; returns what begins in its stead where there can be none."""
+        with self._lock:
+            if self._idle > 0:
+                self._idle -= 1
+                self._handed.put(item)
+                return []
+            name = f"vitrify-{len(self._threads)}"
+            thread = threading.Thread(target=self._serve, args=(item,), name=name, daemon=True)
+            self._threads.append(thread)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system gives no more of them
+            with self._lock:
+                self._threads.remove(thread)
+                if self._threads:
+                    self._idle -= 1  # below 0: so many items wait for a thread to become idle
+                    self._handed.put(item)
+                    return []
+            item.settle(None, error)
+            return self._release(item)
+        return []
+
+    def _serve(self, item: _Item | None) -> None:
+        while item is not None:
+            make, item.make = item.make, None
+            result: Any = None
+            failure: BaseException | None = None
+            try:
+                result = Context().run(make)  # type: ignore[arg-type]
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
+                failure = error
+            item.settle(result, failure)
+            make = result = failure = None  # nothing is kept alive while waiting for more
+            with self._lock:
+                begun = self._vacate(item)
+                item = next((other for other in begun if other.loop is None), None)
+                if item is not None:
+                    begun.remove(item)
+                elif self._closed:
+                    return
+                else:
+                    self._idle += 1
+            self._launch(begun)
+            if item is None:
+                item = self._handed.get()
+
+    def _begin(self, item: _Item) -> list[_Item]:
+        """Make the task, on its loop; returns what begins in its stead where there is none."""
+        make, item.make = item.make, None
+        if item.loop is None or make is None or item.done():  # given up between the queue and the loop
+            return self._release(item)
+        context = Context()
+        try:
+            item.task = item.loop.create_task(context.run(make), context=context)
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
+            item.settle(None, error)
+            return self._release(item)
+        item.task.add_done_callback(lambda task: self._end(item, task), context=context)
+        return []
+
+    def _end(self, item: _Item, task: "asyncio.Task[Any]") -> None:
+        """Pass on what became of a task, and begin what has room now; on its loop."""
+        item.task = None
+        if task.cancelled():
+            item.settle(None, CancelledError())
+        else:
+            error = task.exception()
+            item.settle(None if error is not None else task.result(), error)
+        self._launch(self._release(item), item.loop)
+
+    def _release(self, item: _Item) -> list[_Item]:
+        """Give a place back; returns what begins in its stead."""
+        with self._lock:
+            return self._vacate(item)
+
+    def _vacate(self, item: _Item) -> list[_Item]:
+        """Give a place back, with the lock held."""
+        self._running.discard(item)
+        if not self._running:
+            self._empty.notify_all()
+        return self._fill()
 
     def close(self, *, wait: bool) -> None:
-        """Cancel what hasn't begun and let the threads end; `wait` for what has begun."""
+        """Cancel what hasn't begun and let the threads end.
+
+        With `wait`, what has begun is waited for; so this isn't called from inside of any. Without, it is given up: its
+        futures raise CancelledError at once, tasks are cancelled, and threads are left to themselves.
+        """
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
-            with_threads = bool(self._threads) and self._threads[0].ident is not None
-        while True:
-            try:
-                _, _, future, _ = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if future is not None:
-                future.cancel()
-        if with_threads:
-            for _ in self._threads:
-                self._queue.put((-1, next(self._order), None, _nothing))
-            for thread in self._threads if wait else ():
-                thread.join()
+            waiting = [item for _, _, item in self._heap]
+            self._heap.clear()
+        for item in waiting:
+            item.cancel()
+            item.set_running_or_notify_cancel()
+        with self._lock:
+            running = list(self._running)
+        if not wait:
+            self._abandon(running)
+        with self._lock:
+            while wait and self._running:
+                self._empty.wait()
+            for _ in range(self._idle):
+                self._handed.put(None)
+            self._idle = 0
+            threads = list(self._threads)
+        for thread in threads if wait else ():
+            thread.join()
+
+    def _abandon(self, items: Iterable[_Item]) -> None:
+        for item in items:
+            item.settle(None, CancelledError())
+            if item.loop is not None:
+                with contextlib.suppress(RuntimeError):  # its loop is closed: there's nothing left to cancel
+                    item.loop.call_soon_threadsafe(_cancel, item)
 
 
-def _nothing() -> None:
-    """Stand in the queue's last items."""
+def _cancel(item: _Item) -> None:
+    if item.task is not None:
+        item.task.cancel()

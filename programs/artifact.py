@@ -4,18 +4,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Union, cast
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from typing import Annotated, Any, Literal, cast
 
 from ..signatures.canonical import NotCanonical, canonical_json, digest
 from ..signatures.errors import ArtifactError
 from ..signatures.prompt import Format
-from .candidate import Candidate, PredictorParams
+from .candidate import DECODING, Candidate, PredictorParams
 from .exact import from_exact
 from .files import check_writable as check_writable
 from .files import read_bounded, write_atomically
-from .program import DECODING
+from .records import Mismatch, Pattern, Record, Tag
 
 FORMAT = "vitrify/1"
 MOST_BYTES = 64 * 1024 * 1024
@@ -23,7 +21,7 @@ MOST_BYTES = 64 * 1024 * 1024
 MOST_DEPTH = 150
 """Of nested brackets; the parsers would otherwise run out of stack."""
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Pattern("[0-9a-f]{64}")]
 
 
 def _sampling_only(decoding: dict[str, Any]) -> dict[str, Any]:
@@ -33,24 +31,18 @@ def _sampling_only(decoding: dict[str, Any]) -> dict[str, Any]:
     return decoding
 
 
-Decoding = Annotated[dict[str, Any], AfterValidator(_sampling_only)]
+Decoding = Annotated[dict[str, Any], _sampling_only]
 """Sampling parameters by name. Any other name is refused: `api_base` in a file could send a key to a stranger."""
 
 
-class Closed(BaseModel):
-    """A model that refuses what it doesn't know, and doesn't change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants")
-
-
-class InputRecord(Closed):
+class InputRecord(Record):
     """One input of the program."""
 
     name: str
     required: bool
 
 
-class ClassProgram(Closed):
+class ClassProgram(Record):
     """A program whose code stays with its owner: `load` needs `program=`, or leave to import it."""
 
     kind: Literal["class"] = "class"
@@ -62,7 +54,7 @@ class ClassProgram(Closed):
     """Why the data flow isn't in the file."""
 
 
-class SealedProgram(Closed):
+class SealedProgram(Record):
     """A program whose data flow is in the file: it runs without DSPy and without its source."""
 
     kind: Literal["sealed"] = "sealed"
@@ -72,7 +64,7 @@ class SealedProgram(Closed):
     source_sha256: Sha256 | None
 
 
-class PredictorRecord(Closed):
+class PredictorRecord(Record):
     """One predictor: what the user wrote, and what the compile chose."""
 
     path: str
@@ -95,7 +87,7 @@ class PredictorRecord(Closed):
     """Rows of the training data that ship as demonstrations."""
 
 
-class CapabilitiesRecord(Closed):
+class CapabilitiesRecord(Record):
     """What the model was known to accept, which decides what a request asks for."""
 
     response_format: bool
@@ -104,7 +96,7 @@ class CapabilitiesRecord(Closed):
     reasoning: bool
 
 
-class ModelRecord(Closed):
+class ModelRecord(Record):
     """The language model that the program was compiled for; never an endpoint, never a key."""
 
     name: str
@@ -114,7 +106,7 @@ class ModelRecord(Closed):
     """The class of the adapter that was in force; what DSPy itself runs needs it again."""
 
 
-class EvidenceRecord(Closed):
+class EvidenceRecord(Record):
     """What the sealed test says, winner against baseline, on the same rows."""
 
     improved: bool
@@ -167,7 +159,7 @@ class EvidenceRecord(Closed):
         return "sealed test rows" if self.sealed else "held-out rows"
 
 
-class SelectionRecord(Closed):
+class SelectionRecord(Record):
     """What the search did, on the select set alone."""
 
     shipped: Literal["compiled", "baseline"]
@@ -182,7 +174,7 @@ class SelectionRecord(Closed):
     """How many levels each slot had."""
 
 
-class ProvenanceRecord(Closed):
+class ProvenanceRecord(Record):
     """What the compile was given, by hash, and what it took."""
 
     versions: dict[str, str]
@@ -201,7 +193,7 @@ class ProvenanceRecord(Closed):
     reparsed: int
 
 
-class Canary(Closed):
+class Canary(Record):
     """An input and the sha256 of the messages that it must render to."""
 
     path: str
@@ -209,12 +201,12 @@ class Canary(Closed):
     sha256: Sha256
 
 
-class Content(Closed):
+class Content(Record):
     """Everything that the digest covers."""
 
     format: Literal["vitrify/1"]
     name: str
-    program: Annotated[Union[ClassProgram, SealedProgram], Field(discriminator="kind")]  # noqa: UP007
+    program: Annotated[ClassProgram | SealedProgram, Tag("kind")]
     inputs: list[InputRecord]
     predictors: list[PredictorRecord]
     model: ModelRecord
@@ -239,7 +231,7 @@ class Artifact(Content):
         Raises:
             ArtifactError: If the content can't be written down so that `read_artifact` reads it again.
         """
-        data = content.model_dump(mode="json")
+        data = content.to_json()
         try:
             text = canonical_json({**data, "sha256": digest(data)})
         except NotCanonical as error:
@@ -253,7 +245,7 @@ class Artifact(Content):
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes (RFC 8785); equal compiles give equal bytes."""
-        return canonical_json(self.model_dump(mode="json")).encode() + b"\n"
+        return canonical_json(self.to_json()).encode() + b"\n"
 
     def save(self, path: str | Path) -> Path:
         """Write the file, by way of a sibling, so that a crash leaves the old file or the new one.
@@ -317,12 +309,11 @@ def parse_artifact(data: bytes, name: str) -> Artifact:
             f"{actual[:12]!r}; take the original file, or compile again."
         )
     try:
-        return Artifact.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        return Artifact.from_json(json.loads(text))
+    except Mismatch as error:
+        where = ".".join(str(part) for part in error.where)
         raise ArtifactError(
-            f"{name}: `{_line(where)}` is wrong ({_line(first['msg'])}); it was written by another version or by hand: "
+            f"{name}: `{_line(where)}` is wrong ({_line(error)}); it was written by another version or by hand: "
             "compile again."
         ) from error
 

@@ -5,17 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from ..signatures.canonical import JsonValue, digest
 from ..signatures.grammar import Scalar, TypeSpec
 from ..signatures.prompt import Format
 from ..signatures.signature import FieldSpec, SignatureSpec
-from ..signatures.types import python_type
+from ..signatures.rebuild import python_types
 from ..signatures.values import jsonable, render_value
 from .exact import exact, from_exact
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+DECODING = frozenset(
+    {"temperature", "max_tokens", "max_completion_tokens", "top_p", "stop", "seed", "presence_penalty",
+     "frequency_penalty", "logit_bias", "reasoning_effort", "top_k", "min_p", "n", "rollout_id"}
+)  # fmt: skip
+"""The sampling parameters that may be written to a file; a config with any other key stays with the program."""
 
 Demo = Mapping[str, JsonValue]
 """One demonstration: values by field name, as JSON; a field that is absent wasn't supplied."""
@@ -30,6 +37,8 @@ def fits(field: FieldSpec, value: Any) -> bool:
     """Say whether a field may have this value: a label outside its Literal can't be shown, and is never answered."""
     if is_text(field):
         return True
+    from pydantic import ValidationError
+
     try:
         _adapter(field.type).validate_python(value)
     except ValidationError:
@@ -38,8 +47,10 @@ def fits(field: FieldSpec, value: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=256)  # of a pure function: building an adapter takes a thousand times as long as asking it
-def _adapter(kind: TypeSpec) -> TypeAdapter[Any]:
-    return TypeAdapter(python_type(kind))
+def _adapter(kind: TypeSpec) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(python_types([kind])[0])
 
 
 def demo_of(signature: SignatureSpec, values: Mapping[str, Any]) -> Demo:

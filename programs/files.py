@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -57,6 +56,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         ArtifactError: If it can't be written; what was at `path` is still there.
     """
+    import secrets
+
     check_writable(path)
     # Through a link to what it names, as a plain write would.
     target = Path(os.path.realpath(path))

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from pydantic import BaseModel
-
 from ..signatures.canonical import JsonValue
 from ..signatures.errors import ArtifactError, RequestError, WorkError
 from .exact import exact, from_exact
+from .prediction import is_model
 
 Expr = Mapping[str, Any]
 """One expression, an object with one key:
@@ -149,7 +148,7 @@ def _gives_fields(expr: Expr, known: set[str]) -> bool:
 def _field(owner: Any, name: str) -> Any:
     if isinstance(owner, Fields) and name in owner:
         return owner[name]
-    if isinstance(owner, BaseModel) and name in type(owner).model_fields:
+    if is_model(owner) and name in type(owner).model_fields:
         return getattr(owner, name)
     raise WorkError(f"the flow reads the field {name!r:.60} of a {type(owner).__name__}, which has none of that name.")
 

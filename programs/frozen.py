@@ -10,7 +10,6 @@ from ..signatures.prompt import Capabilities, NeedsAdapter, PromptPlan
 from ..signatures.rebuild import python_types
 from ..signatures.reply import ParseError, ReplyParser
 from ..signatures.signature import FieldSpec, SignatureSpec
-from ..signatures.types import lower_type
 from .artifact import PredictorRecord
 from .lm import Reply, Request
 
@@ -92,6 +91,8 @@ class FrozenPredictor:
 
 
 def _check_type(key: str, own: Any, field: FieldSpec) -> None:
+    from ..signatures.types import lower_type
+
     found = lower_type(own)
     if isinstance(found, Unsupported):
         raise ArtifactError(f"types[{key!r}] isn't the type of the compile: {found.reason}")

@@ -7,9 +7,7 @@ from typing import Any, cast
 
 from ..signatures.canonical import JsonValue
 from ..signatures.errors import ModelError, nearest
-from .embedded import Embedded
 from .lm import LM, Retry
-from .openai import OpenAICompatible
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,15 @@ def resolve_lm(
     if not isinstance(lm, str):
         return _from_object(lm, chosen)
     name = lm.strip()
+    # Each is imported where it is named: a program that is loaded needs one of them at most.
     if name == "embedded":
+        from .embedded import Embedded
+
         return Model(Embedded(), chosen)
     provider, _, model = name.partition("/")
     if api_base is not None or (provider == "openai" and model):
+        from .openai import OpenAICompatible
+
         client = OpenAICompatible(name, api_base=api_base, api_key=api_key, retry=retry or Retry())
         return Model(client, chosen)
     if not model:

@@ -1,9 +1,8 @@
 """Prediction: what a frozen program returns; it behaves where it is used as DSPy's own does."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-from pydantic import BaseModel
 
 from .lm import Usage
 
@@ -103,8 +102,14 @@ class Prediction:
         return self._values.get("calls", self._calls)
 
 
+def is_model(value: Any) -> bool:
+    """Say whether a value is a pydantic model; pydantic isn't imported to ask, since without it there is none."""
+    base = getattr(sys.modules.get("pydantic.main"), "BaseModel", None)
+    return base is not None and isinstance(value, base)
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
+    if is_model(value):
         return value.model_dump()
     if isinstance(value, list):
         return [_plain(item) for item in value]

@@ -15,17 +15,11 @@ from ..signatures.lower import lower
 from ..signatures.prompt import Format
 from ..signatures.signature import SignatureSpec
 from ..signatures.types import Unsupported
+from .candidate import DECODING as DECODING
 from .candidate import Candidate, PredictorParams, demo_of
 
 if TYPE_CHECKING:
     import dspy
-
-DECODING = frozenset(
-    {"temperature", "max_tokens", "max_completion_tokens", "top_p", "stop", "seed", "presence_penalty",
-     "frequency_penalty", "logit_bias", "reasoning_effort", "top_k", "min_p", "n", "rollout_id"}
-)  # fmt: skip
-"""The sampling parameters that may be written to a file; a config with any other key stays with the program."""
-
 
 ATOMIC = frozenset({str, int, float, bool, bytes, type(None)})
 """What can't hold a predictor: passed over in the million passages that a program may hold in a list."""

@@ -27,7 +27,7 @@ class SealedRun(Loaded):
         super().__init__(artifact, model)
         assert isinstance(artifact.program, SealedProgram)
         # What was recorded decides what a request asks for, so that the same file sends the same bytes everywhere.
-        recorded = Capabilities(**artifact.model.capabilities.model_dump())
+        recorded = Capabilities(**artifact.model.capabilities.to_json())
         capabilities = recorded if model.lm.name == artifact.model.name else model.lm.capabilities
         self._flow = Flow.from_json(artifact.program.flow)
         self._predictors = {

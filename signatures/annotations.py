@@ -31,6 +31,7 @@ from .grammar import (
     TypeSpec,
     UnionType,
 )
+from .rebuild import enumeration
 
 _SCALARS: Mapping[Any, str] = {
     str: "str", bool: "bool", int: "int", float: "float", type(None): "none", Any: "any", date: "date",
@@ -167,18 +168,6 @@ def default_of(info: FieldInfo, annotation: Any, where: str) -> Default | None:
     if not same_json(info.default):
         raise Refused(f"{where} has a default that is no JSON value: {info.default!r:.60}")
     return Default("value", json_text(info.default))
-
-
-def enumeration(annotation: Any, name: str) -> Any:
-    """Return the enumeration of that name in an annotation, its models not searched, or None."""
-    if isinstance(annotation, enum.EnumMeta):
-        return annotation if annotation.__name__ == name else None
-    if get_origin(annotation) is Literal:
-        return None
-    for arg in get_args(annotation):
-        if found := enumeration(arg, name):
-            return found
-    return None
 
 
 def _enumeration(kind: type[enum.Enum]) -> EnumType:

@@ -10,8 +10,6 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
-import pydantic
-
 from .canonical import JsonValue
 
 
@@ -44,6 +42,8 @@ def response_schema(fields: Mapping[str, tuple[Any, Any]]) -> "dict[str, JsonVal
     """
     if any(get_origin(annotation) is dict for annotation, _ in fields.values()):
         return None
+    import pydantic
+
     try:
         config = pydantic.ConfigDict(extra="forbid")
         definitions = cast("dict[str, Any]", dict(fields))
@@ -78,6 +78,8 @@ def _note(annotation: Any) -> str:
         return "must be one of: " + "; ".join(str(member.value) for member in members)
     if get_origin(annotation) is Literal:
         return "must exactly match (no extra characters) one of: " + "; ".join(str(arg) for arg in get_args(annotation))
+    import pydantic
+
     schema = _type_first(pydantic.TypeAdapter(annotation).json_schema())
     return f"must adhere to the JSON schema: {json.dumps(schema, ensure_ascii=False)}"
 

@@ -1,14 +1,10 @@
 """Type of the grammar -> Python annotation that validates the same values, where the user's classes are not at hand."""
 
 import enum
-import warnings
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
-from typing import Annotated, Any, ForwardRef, Literal, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ForwardRef, Literal, Union, get_args, get_origin
 
-import pydantic
-
-from .annotations import enumeration
 from .canonical import from_json_text
 from .errors import ArtifactError
 from .grammar import (
@@ -29,6 +25,9 @@ from .grammar import (
     TypeSpec,
     UnionType,
 )
+
+if TYPE_CHECKING:
+    import pydantic
 
 # Subscripted with types that are known at run time only, which a type checker can't follow.
 _LIST: Any = list
@@ -53,6 +52,24 @@ def python_types(specs: Iterable[TypeSpec]) -> list[Any]:
     built = [rebuild.build(spec, {}) for spec in specs]
     rebuild.finish()
     return built
+
+
+def builds_always(spec: TypeSpec) -> bool:
+    """Say whether pydantic surely builds a validator for the type, so that building it can wait for a first value."""
+    match spec:
+        case Scalar():
+            return True
+        case LiteralType(texts):
+            return bool(texts)
+        case EnumType(members=members):
+            return bool(members)
+        case ListType(items):
+            return builds_always(items)
+        case DictType(keys, values):
+            return builds_always(keys) and builds_always(values)
+        case TupleType(items, _) | UnionType(items):
+            return all(map(builds_always, items))
+    return False
 
 
 class _Rebuild:
@@ -91,6 +108,10 @@ class _Rebuild:
         raise TypeError(f"not a type of the grammar: {spec!r}")
 
     def _model(self, spec: ModelType, scope: Mapping[str, str]) -> Any:
+        import warnings
+
+        import pydantic
+
         free = _references(spec, frozenset())
         key = (spec, tuple(sorted((name, scope[name]) for name in free)))
         if key in self._classes:
@@ -109,6 +130,8 @@ class _Rebuild:
         return model
 
     def _field(self, field: ModelField, scope: Mapping[str, str]) -> Any:
+        import pydantic
+
         annotation = self.build(field.type, scope)
         arguments = _values(field.options)
         if field.default is not None and field.default.kind == "factory":
@@ -121,6 +144,18 @@ class _Rebuild:
         """Resolve the forward references of recursive models."""
         for model in self._recursive:
             model.model_rebuild(force=True, _types_namespace=self._names)
+
+
+def enumeration(annotation: Any, name: str) -> Any:
+    """Return the enumeration of that name in an annotation, its models not searched, or None."""
+    if isinstance(annotation, enum.EnumMeta):
+        return annotation if annotation.__name__ == name else None
+    if get_origin(annotation) is Literal:
+        return None
+    for arg in get_args(annotation):
+        if found := enumeration(arg, name):
+            return found
+    return None
 
 
 def default_value(default: Default, annotation: Any) -> Any:
@@ -151,6 +186,8 @@ def _enumeration(spec: EnumType) -> Any:
 
 
 def _metadata(meta: Meta) -> list[Any]:
+    import pydantic
+
     options: dict[str, Any] = _values(meta.options)
     if meta.form == "raw":
         return list(pydantic.Field(**options).metadata)

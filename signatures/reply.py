@@ -9,16 +9,17 @@ import json
 import re
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-import json_repair
-import pydantic
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from .contract import annotation_name
 from .literals import literal
 from .prompt import Format
-from .rebuild import default_value, python_types
+from .rebuild import builds_always, default_value, python_types
 from .signature import FieldSpec, SignatureSpec
+
+if TYPE_CHECKING:
+    import pydantic
 
 _LARGEST = 1_000_000
 _DEEPEST = 100
@@ -114,7 +115,6 @@ class _OutputField:
     """One output field: how its value is read, and what stands for it when it is missing."""
 
     def __init__(self, spec: FieldSpec, annotation: Any) -> None:
-        self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(annotation)
         self._default = spec.default
         self._annotation = annotation
         self._text = annotation is str
@@ -124,6 +124,15 @@ class _OutputField:
         self._text_or_none = str in args and type(None) in args
         self.optional = spec.default is not None or _allows_none(annotation)
         self.expected = f"{spec.name}: {annotation_name(annotation)}"
+        if not builds_always(spec.type):
+            _ = self._adapter  # now, so that a type that can't be built is refused where it is read
+
+    @cached_property
+    def _adapter(self) -> "pydantic.TypeAdapter[Any]":
+        # Importing pydantic takes longer than loading a program, and many need no adapter at all.
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(self._annotation)
 
     def fallback(self) -> Any:
         """Return the value of an optional field that is missing."""
@@ -192,6 +201,8 @@ def _repair(text: str) -> Any:
             return json.loads(text)  # which json_repair tries first, too
         except ValueError as error:
             raise ValueError(f"its brackets nest more than {_DEEPEST} deep, and it isn't valid JSON") from error
+    import json_repair
+
     return json_repair.loads(text)
 
 
@@ -219,6 +230,8 @@ def _allows_none(annotation: Any) -> bool:
 
 
 def _problem(error: Exception) -> str:
+    import pydantic
+
     if isinstance(error, pydantic.ValidationError):
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])

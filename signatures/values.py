@@ -7,11 +7,12 @@ Source: dspy/adapters/utils.py, `serialize_for_json` and `format_field_value`.
 
 import functools
 import json
-from typing import Any
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Any
 
 from .canonical import JsonValue
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 def jsonable(value: Any) -> JsonValue:
@@ -47,6 +48,8 @@ def render_value(value: Any, *, text_field: bool) -> str:
 @functools.lru_cache(maxsize=512)
 def _serializer(kind: type) -> "TypeAdapter[Any]":
     # A pure function of the class, remembered because building an adapter costs fifty times its use.
+    from pydantic import TypeAdapter
+
     return TypeAdapter(kind)
 
 

@@ -39,11 +39,12 @@ def bootstrap(view: View) -> tuple[Accepted, ...]:
     kept = {item.example.id for item in accepted}
     failed = [example for example in view.train if example.id not in kept]
     # Each half of the failures is answered with demonstrations from the other half: never of the very row.
-    for asked, shown in ((failed[::2], failed[1::2]), (failed[1::2], failed[::2])):
-        teacher = _with_labels(view, shown)
-        if asked and teacher.id != view.start.id:
-            outcomes = view.runner.run(teacher, asked, traced=True, teacher=True)
-            accepted += _accept(view, asked, outcomes, threshold)
+    halves = ((failed[::2], failed[1::2]), (failed[1::2], failed[::2]))
+    again = [(_with_labels(view, shown), asked) for asked, shown in halves if asked]
+    again = [(teacher, asked) for teacher, asked in again if teacher.id != view.start.id]
+    told = view.runner.run_many(again, traced=True, teacher=True)
+    for (_, asked), outcomes in zip(again, told, strict=True):
+        accepted += _accept(view, asked, outcomes, threshold)
     order = {example.id: index for index, example in enumerate(view.train)}
     return tuple(sorted(accepted, key=lambda item: order[item.example.id]))
 
@@ -147,7 +148,10 @@ def _with_labels(view: View, examples: Sequence[Example]) -> Candidate:
 
 
 def demonstration_sets(view: View) -> dict[str, tuple[DemoLevel, ...]]:
-    """Return demonstration sets for every tunable predictor, of rising size and different make-up."""
+    """Return demonstration sets for every tunable predictor, of rising size and different make-up.
+
+    Labelled rows where no traces are there yet; else traces and labelled rows in turn.
+    """
     return {spec.path: _sets(view, spec) for spec in view.spec.predictors if spec.tunable}
 
 

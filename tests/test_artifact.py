@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vitrify.programs import artifact as module
-from vitrify.programs.artifact import Artifact, Content, read_artifact
+from vitrify.programs.artifact import Artifact, Content, PredictorRecord, read_artifact
 from vitrify.programs.exact import exact, from_exact
 from vitrify.programs.files import check_writable
 from vitrify.signatures.canonical import NotCanonical, canonical_json
@@ -25,8 +25,8 @@ from tests.strategies import json_values, profile
 
 def changed(artifact: Artifact, **content: Any) -> Artifact:
     """Return an artifact with other content, sealed anew."""
-    data = {name: value for name, value in artifact.model_dump(mode="json").items() if name != "sha256"}
-    return Artifact.seal(Content.model_validate_json(json.dumps({**data, **content})))
+    data = {name: value for name, value in artifact.to_json().items() if name != "sha256"}
+    return Artifact.seal(Content.from_json({**data, **content}))
 
 
 def test_saved_is_read_back_equal_and_byte_identical(artifact: Artifact, saved: Path, tmp_path: Path) -> None:
@@ -109,16 +109,16 @@ def test_malformed_marks_are_refused(value: Any) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 @profile(100)
 def test_every_float_of_the_evidence_is_read_back(artifact: Artifact, value: float) -> None:
-    evidence = {**artifact.evidence.model_dump(mode="json"), "difference": value}
+    evidence = {**artifact.evidence.to_json(), "difference": value}
     assert value == changed(artifact, evidence=evidence).evidence.difference
 
 
 @pytest.mark.parametrize("value", ["\ud800", {"a": float("nan")}, [2**60 + 1]])
 def test_a_value_that_no_file_holds_is_an_artifact_error_and_no_traceback(artifact: Artifact, value: Any) -> None:
-    record = artifact.predictors[0].model_copy(update={"demos": [{"message": value}]})
-    data = {name: getattr(artifact, name) for name in Content.model_fields}
+    record = PredictorRecord(**{**vars(artifact.predictors[0]), "demos": [{"message": value}]})
+    data = {name: getattr(artifact, name) for name in Content.kinds}
     with pytest.raises(ArtifactError, match="no artifact holds"):
-        Artifact.seal(Content.model_construct(**{**data, "predictors": [record]}))
+        Artifact.seal(Content(**{**data, "predictors": [record]}))
 
 
 # Writing -------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import dspy
 import pytest
 from vitrify.compiler.progress import Snapshot
+from vitrify.programs.artifact import read_artifact
 
 import vitrify as front
 from tests.commands import HELPDESK, TICKETS, Answers, compile_, vitrify, workplace
@@ -88,7 +89,7 @@ def test_compile_json(here: Path) -> None:
     found = compile_("--json")
     summary = json.loads(found.stdout)
     assert found.code == 0 and not [line for line in found.stderr.splitlines() if not line.startswith("note: ")]
-    artifact = front.Artifact.model_validate_json((here / "out.json").read_text())
+    artifact = read_artifact(here / "out.json")
     assert summary["sha256"] == artifact.sha256 and summary["artifact"] == "out.json"
     assert summary["evidence"]["n"] == artifact.evidence.n
     assert summary["calls"] == artifact.provenance.calls

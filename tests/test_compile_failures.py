@@ -110,8 +110,12 @@ def test_requests_that_are_wrong_cost_nothing(
 def test_options_and_budgets_say_their_rules() -> None:
     with pytest.raises(RequestError, match="effort is light, medium or heavy"):
         vitrify.Options(effort="hard")  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="`calls` is a number"):
+    with pytest.raises(RequestError, match="`calls` is a whole number"):
         vitrify.Budget(calls=-1)
+    with pytest.raises(RequestError, match="`dollars` is a number"):
+        vitrify.Budget(dollars=float("nan"))
+    with pytest.raises(RequestError, match="seconds are the run's"):
+        vitrify.Budget(prompt=vitrify.Budget(seconds=3))
 
 
 @pytest.mark.parametrize("calls", [330, 500, 900])

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vitrify.compiler.budget import Budget, BudgetExhausted, Meter, Price
+from vitrify.compiler.budget import Budget, BudgetExhausted, Price, Spending
 from vitrify.compiler.ledger import Ledger
-from vitrify.compiler.metered import MeteredLM, Scope
+from vitrify.compiler.meter import Asked, Charge, Meter
+from vitrify.compiler.metered import Manners, MeteredLM, Scope
 from vitrify.programs.lm import LMError, Reply, Request, Retry, Usage
 from vitrify.signatures.errors import RequestError, WorkError
 from vitrify.signatures.prompt import Capabilities
@@ -56,7 +57,7 @@ def test_replies_survive(tmp_path: Path) -> None:
     ]
     with Ledger(tmp_path / "run") as ledger:
         for index, reply in enumerate(replies):
-            ledger.add_reply(str(index), reply)
+            ledger.add_reply(str(index), "task", "m", reply, 0.1)
     with Ledger(tmp_path / "run") as ledger:
         assert replies == [ledger.reply(str(index)) for index in range(4)]
         assert ledger.reply("none") is None
@@ -65,8 +66,8 @@ def test_replies_survive(tmp_path: Path) -> None:
 
 def test_a_line_that_a_crash_cut_off_is_dropped_at_every_byte(tmp_path: Path) -> None:
     with Ledger(tmp_path / "run") as ledger:
-        ledger.add_reply("first", HELLO)
-        ledger.add_reply("second", HELLO)
+        ledger.add_reply("first", "task", "m", HELLO, 0.1)
+        ledger.add_reply("second", "task", "m", HELLO, 0.1)
     file = tmp_path / "run" / "ledger.jsonl"
     whole = file.read_bytes()
     first = whole.index(b"\n") + 1
@@ -75,7 +76,7 @@ def test_a_line_that_a_crash_cut_off_is_dropped_at_every_byte(tmp_path: Path) ->
         with Ledger(tmp_path / "run") as ledger:
             assert HELLO == ledger.reply("first")
             assert ledger.reply("second") is None
-            ledger.add_reply("third", HELLO)
+            ledger.add_reply("third", "task", "m", HELLO, 0.1)
         lines = file.read_text().splitlines()
         assert ["first", "third"] == [json.loads(line)["key"] for line in lines]
 
@@ -108,7 +109,7 @@ def test_a_full_disk_stops_with_a_sentence(tmp_path: Path) -> None:
     os.close(ledger._file)
     ledger._file = os.open("/dev/full", os.O_WRONLY)
     with pytest.raises(WorkError, match="what was paid is kept"):
-        ledger.add_reply("a", HELLO)
+        ledger.add_reply("a", "task", "m", HELLO, 0.1)
     assert ledger.reply("a") is None
     ledger.close()
 
@@ -130,7 +131,7 @@ def test_equal_requests_in_flight_are_paid_once(tmp_path: Path) -> None:
         assert all(scope.cost.calls == 1 for scope in scopes)
         for scope in scopes:
             meter.charge(scope.cost.requests)
-        assert (1, HELLO.usage) == meter.logical
+        assert Spending(1, HELLO.usage) == meter.logical
 
 
 def test_replicates_and_endpoints_are_told_apart(tmp_path: Path) -> None:
@@ -198,18 +199,57 @@ def test_the_meter_refuses_the_call_that_would_exceed(tmp_path: Path, calls: int
 
 def test_the_meter_knows_when_tokens_money_and_time_are_over() -> None:
     clock = iter([0.0, 1.0, 11.0, 11.0]).__next__
-    meter = Meter(Budget(tokens=100, dollars=1.0, seconds=10.0), Price(0.01, 0.02), clock=clock)
-    assert meter.over(0.25) is None
+    meter = Meter(Budget(tokens=100, dollars=1.0, seconds=10.0), clock=clock)
+    assert meter.over() is None
     assert meter.late() is None
     assert "10 seconds are over" == meter.late()
-    meter.charge({"a": Usage(60, 20)})
-    meter.charge({"a": Usage(60, 20)})  # the same request, needed twice
-    assert "80 of 100 tokens are spent" == meter.over(0.25)
-    dear = Meter(Budget(dollars=1.0), Price(0.01, 0.02))
-    dear.paid(Usage(60, 20))
-    assert 1.0 == dear.dollars
-    dear.charge({"a": Usage(60, 20)})
-    assert "$1.0000 of $1.00 are spent" == dear.over(0.25)
+    key = 64 * "a"
+    meter.charge({key: Charge(Usage(40, 20), "task", 0.8)})
+    meter.charge({key: Charge(Usage(40, 20), "task", 0.8)})  # the same request, needed twice
+    assert meter.over() is None
+    assert "60 of 100 tokens are spent" == meter.over(1)
+    dear = Meter(Budget(task=Budget(dollars=1.0)))
+    dear.charge({key: Charge(Usage(60, 20), "prompt", 5.0)})
+    assert dear.over(1) is None  # the prompt model's money isn't the task model's
+    dear.charge({64 * "b": Charge(Usage(60, 20), "task", 0.6)})
+    assert "$0.6000 of $1.00 are spent" == dear.over(1)
+
+
+def test_tokens_and_dollars_are_held_while_a_call_is_in_flight() -> None:
+    price = Price(0.01, 0.02)
+    for budget in (Budget(tokens=100), Budget(dollars=1.2), Budget(task=Budget(tokens=100))):
+        meter = Meter(budget)
+        asked = Asked(price=price, need=Usage(40, 20))
+        assert meter.admit(asked)
+        assert not meter.admit(asked)  # there may be room once the first is back
+        meter.settle(asked, Usage(5, 5))
+        assert meter.admit(asked)
+        meter.settle(asked, Usage(40, 20))
+        with pytest.raises(BudgetExhausted, match="is spent"):
+            meter.admit(asked)
+    prompts = Meter(Budget(prompt=Budget(calls=1)))
+    assert prompts.admit(Asked("task")) and prompts.admit(Asked("task")) and prompts.admit(Asked("prompt"))
+    with pytest.raises(BudgetExhausted, match="budget.prompt"):
+        prompts.admit(Asked("prompt"))
+
+
+def test_what_is_kept_for_the_sealed_test_is_out_of_reach() -> None:
+    meter = Meter(Budget(calls=10))
+    meter.keep(Spending(4))
+    for _ in range(6):
+        assert meter.admit(Asked())
+    with pytest.raises(BudgetExhausted, match="4 of them are kept for the sealed test"):
+        meter.admit(Asked())
+    for _ in range(4):
+        assert meter.admit(Asked(certifying=True))
+    with pytest.raises(BudgetExhausted):
+        meter.admit(Asked(certifying=True))
+    resumed = Meter(Budget(calls=10))
+    resumed.resume("task", Spending(8), wasted=0, certified=3)
+    resumed.keep(Spending(4))  # three of them were made already
+    assert resumed.admit(Asked())
+    with pytest.raises(BudgetExhausted):
+        resumed.admit(Asked())
 
 
 def test_attempts_that_came_to_nothing_count_now_and_after_a_resume(tmp_path: Path) -> None:
@@ -222,25 +262,35 @@ def test_attempts_that_came_to_nothing_count_now_and_after_a_resume(tmp_path: Pa
 
     stub, meter = Failing(), Meter(Budget(calls=10))
     with Ledger(tmp_path / "run") as ledger:
-        lm = MeteredLM(stub, ledger, meter, lambda: None, Retry(attempts=4, base_delay=0.0))
+        lm = MeteredLM(stub, ledger, meter, lambda: None, Manners(Retry(attempts=4, base_delay=0.0)))
         for index in range(2):
             assert 3 == lm.complete(request(str(index))).attempts
-            meter.charge({str(index): HELLO.usage})
+            meter.charge({64 * str(index): Charge(HELLO.usage)})
     assert (6, 4) == (meter.calls, meter.wasted)
-    assert meter.over(0.0, calls=8) is None
-    assert meter.over(0.0, calls=4, wasted=meter.wasted) is None
+    assert meter.over(8) is None
+    assert meter.over(4, wasted=meter.wasted) is None
     said = "6 of 10 calls are spent, and 5 are kept for the sealed test"
-    assert said == meter.over(0.0, calls=5, wasted=meter.wasted)
+    assert said == meter.over(5, wasted=meter.wasted)
     with Ledger(tmp_path / "run") as ledger:
-        again = Meter(Budget(calls=10))
-        again.resume(ledger.paid)
-        assert (6, 4) == (again.calls, again.wasted)
+        tally = ledger.tallies["task", "stub"]
+        assert (6, 2, Usage(6, 4)) == (tally.attempts, tally.replies, tally.usage)
+
+
+def test_a_call_in_flight_at_a_kill_counts(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "run") as ledger:
+        ledger.add_attempt("a", "prompt", "m", certifying=True)
+        ledger.add_attempt("b", "prompt", "m", certifying=False)
+        ledger.add_reply("b", "prompt", "m", HELLO, 0.1)
+        ledger.add_hedged("b", "prompt", "m", Usage(1, 1))
+    with Ledger(tmp_path / "run") as ledger:
+        tally = ledger.tallies["prompt", "m"]
+    assert (2, 1, 2, Usage(4, 3)) == (tally.attempts, tally.certifying, tally.replies, tally.usage)
 
 
 def test_retries_stay_within_the_budget(tmp_path: Path) -> None:
     stub = Stub(LMError("busy", cause="rate_limited", retry_after=0.0))
     with Ledger(tmp_path / "run") as ledger:
-        lm = MeteredLM(stub, ledger, Meter(Budget(calls=3)), lambda: None, Retry(attempts=9, base_delay=0.0))
+        lm = MeteredLM(stub, ledger, Meter(Budget(calls=3)), lambda: None, Manners(Retry(attempts=9, base_delay=0.0)))
         with pytest.raises(BudgetExhausted):
             lm.complete(request())
     assert 3 == len(stub.asked)

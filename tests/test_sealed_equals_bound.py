@@ -119,7 +119,7 @@ def frozen(program: Any, spec: ProgramSpec, candidate: Candidate, capabilities: 
                 methods={}, rows=[],
             )
         )  # fmt: skip
-    able = CapabilitiesRecord(**{k: getattr(capabilities, k) for k in CapabilitiesRecord.model_fields})
+    able = CapabilitiesRecord(**{k: getattr(capabilities, k) for k in CapabilitiesRecord.kinds})
     content = Content(
         format="vitrify/1", name=spec.name, program=_program(spec, program, {}, records),
         inputs=[InputRecord(name=item.name, required=item.required) for item in spec.inputs], predictors=records,

@@ -1,5 +1,6 @@
 """The type grammar: lossless through JSON, closed, and sound against the user's own types."""
 
+import contextlib
 import dataclasses
 import enum
 import typing
@@ -16,6 +17,8 @@ from pydantic import BaseModel, Field
 from vitrify.signatures.canonical import canonical_json, from_json_text
 from vitrify.signatures.contract import annotation_name
 from vitrify.signatures.errors import ArtifactError
+from vitrify.signatures.grammar import ENUM_BASES, SCALARS
+from vitrify.signatures.rebuild import builds_always
 from vitrify.signatures.types import TypeSpec, Unsupported, lower_type, python_type, python_types, type_from_json
 from vitrify.signatures.values import jsonable
 
@@ -242,3 +245,62 @@ def test_json_is_bounded() -> None:
         data = {"kind": "list", "items": data}
     with pytest.raises(ArtifactError, match="deep"):
         type_from_json(data)
+
+
+_ATOMS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(-2, 2), st.sampled_from(["", "a", "b", "1", "\x00", "é🙂"])
+)
+_NAMES = st.sampled_from(["A", "B", "a", "name", "value", "mro", "_x", "__x__", "1", "", "class", "None", "é"])
+_WRITTEN = st.recursive(
+    st.one_of(
+        st.sampled_from(SCALARS),
+        st.builds(lambda values: {"kind": "literal", "values": values}, st.lists(_ATOMS, max_size=4)),
+        st.builds(
+            lambda base, name, members: {"kind": "enum", "name": name, "doc": None, "base": base, "members": members},
+            st.sampled_from(ENUM_BASES), _NAMES, st.lists(st.tuples(_NAMES, _ATOMS).map(list), max_size=4),
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.builds(lambda items: {"kind": "list", "items": items}, inner),
+        st.builds(lambda keys, values: {"kind": "dict", "keys": keys, "values": values}, inner, inner),
+        st.builds(lambda items: {"kind": "tuple", "items": items, "variadic": False}, st.lists(inner, max_size=3)),
+        st.builds(lambda item: {"kind": "tuple", "items": [item], "variadic": True}, inner),
+        st.builds(lambda options: {"kind": "union", "options": options}, st.lists(inner, max_size=3)),
+    ),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@profile(1000)
+@given(_WRITTEN)
+def test_a_validator_that_may_be_built_late_can_be_built(written: Any) -> None:
+    spec = type_from_json(written)
+    if not builds_always(spec):
+        return
+    try:
+        annotation: Any = python_type(spec)
+    except Exception:  # which is when the file is read
+        return
+    pydantic.TypeAdapter(annotation)
+
+
+@pytest.mark.parametrize("kind", ["list", "union", "tuple"])
+def test_a_deep_type_whose_validator_may_be_built_late_can_be_built(kind: str) -> None:
+    wraps: dict[str, Any] = {
+        "list": lambda inner: {"kind": "list", "items": inner},
+        "union": lambda inner: {"kind": "union", "options": ["int", {"kind": "list", "items": inner}]},
+        "tuple": lambda inner: {"kind": "tuple", "items": ["none", inner], "variadic": False},
+    }
+    spec, written = type_from_json("str"), "str"
+    with contextlib.suppress(ArtifactError):  # as deep as types may be
+        while True:
+            spec, written = type_from_json(wraps[kind](written)), wraps[kind](written)
+    assert builds_always(spec)
+    pydantic.TypeAdapter(python_type(spec))
+
+
+def test_what_pydantic_may_refuse_is_built_when_it_is_read() -> None:
+    for annotation in (Leaf, Annotated[int, Field(gt=1)], list[Left], dict[str, Leaf | None]):
+        spec = lower_type(annotation)
+        assert not isinstance(spec, Unsupported) and not builds_always(spec)
+    assert not builds_always(type_from_json({"kind": "literal", "values": []}))

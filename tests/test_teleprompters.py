@@ -66,6 +66,11 @@ class Runner:
             outcomes.append(Scored(self.right(example.row), None, None, steps, Cost()))
         return outcomes
 
+    def run_many(
+        self, asked: Sequence[tuple[Candidate, Sequence[Example]]], *, traced: bool = False, teacher: bool = False
+    ) -> list[list[Outcome]]:
+        return [self.run(candidate, examples, traced=traced, teacher=teacher) for candidate, examples in asked]
+
     def ask(self, module: Any, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Any]:
         answers = []
         for inputs, config in asked:

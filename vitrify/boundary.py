@@ -5,10 +5,11 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -20,16 +21,19 @@ WRONG_REQUEST = ("auth", "unknown_model", "bad_request", "connection")
 
 INTERRUPTED = 130
 
+ONE_SIGNAL = 0.1
+"""Seconds within which two signals are one: `timeout` and other launchers send theirs to a process and to its group."""
+
 _COMPILE_EXTRA = ("dspy", "optuna", "numpy", "scipy", "datasets", "diskcache", "jinja2", "litellm")
 
 
 @contextmanager
-def boundary(debug: bool, *, stopped: str = "stopped.") -> Iterator[None]:
+def boundary(debug: bool, *, stopped: Callable[[KeyboardInterrupt], str] = lambda stop: "stopped.") -> Iterator[None]:
     """Turn an error into a sentence on stderr and its exit code.
 
     Args:
         debug: Whether the traceback is shown as well.
-        stopped: What to say after Ctrl-C.
+        stopped: Gives what to say after Ctrl-C.
     """
     try:
         yield
@@ -39,12 +43,12 @@ def boundary(debug: bool, *, stopped: str = "stopped.") -> Iterator[None]:
         # Whoever read our output has left, as `head` does; Python would complain of it once more at its end.
         _forget_stdout()
         raise typer.Exit(0) from None
-    except KeyboardInterrupt:
-        _say(stopped, debug)
+    except KeyboardInterrupt as stop:
+        _say(stopped(stop), debug)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001 - the last boundary: nothing may leave it but a sentence
         sentence, code = explain(error)
-        _say(sentence, debug)
+        _say(" ".join([sentence, *getattr(error, "__notes__", ())]), debug)
         raise typer.Exit(code) from None
 
 
@@ -91,8 +95,8 @@ def user_error(error: Exception, where: str) -> VitrifyError:
 
 
 def run_app(app: Callable[[], object]) -> NoReturn:
-    """Run the command line; SIGTERM is Ctrl-C, and after either nobody waits for a server that still thinks."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run the command line; after Ctrl-C or SIGTERM nobody waits for a server that still thinks."""
+    _Signals().install()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a model may write what a terminal can't show
             stream.reconfigure(errors="backslashreplace")
@@ -109,6 +113,29 @@ def run_app(app: Callable[[], object]) -> NoReturn:
         sys.stderr.flush()
         os._exit(INTERRUPTED)
     sys.exit(code)  # type: ignore[arg-type]  # what SystemExit held
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM: the first is a KeyboardInterrupt in the main thread, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def install(self) -> None:
+        """Take both signals, but for one that whoever started us chose to ignore, as a shell does for `command &`."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self)
+
+    def __call__(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            raise KeyboardInterrupt
+        if now - self._first > ONE_SIGNAL:
+            if os.isatty(2):
+                os.write(2, b"\x1b[?25h\n")  # the cursor, which the live line hides
+            os._exit(INTERRUPTED)
 
 
 def _say(sentence: str, debug: bool) -> None:

@@ -50,7 +50,7 @@ class _Lines:
         now = time.monotonic()
         over = self._latest is not None and self._latest.stage != snapshot.stage
         if over and self._latest is not None:
-            typer.echo(_described(self._latest), err=True)
+            typer.echo(_described(self._latest, over=True), err=True)
         elif now - self._last >= self._every:
             typer.echo(_described(snapshot), err=True)
         self._latest, self._last = snapshot, now if over or now - self._last >= self._every else self._last
@@ -62,7 +62,7 @@ class _Lines:
     def finish(self) -> None:
         """Print the last pass."""
         if self._latest is not None:
-            typer.echo(_described(self._latest), err=True)
+            typer.echo(_described(self._latest, over=True), err=True)
 
 
 class _Screen:
@@ -86,10 +86,10 @@ class _Screen:
         self._live.console.print(f"note: {escape(text)}", style="yellow")
 
 
-def _described(snapshot: "Snapshot") -> str:
-    """Return a snapshot as one plain line."""
+def _described(snapshot: "Snapshot", *, over: bool = False) -> str:
+    """Return a snapshot as one plain line; a pass that is over takes no more time."""
     done = [f"{snapshot.done}/{snapshot.planned} evaluations"] if snapshot.planned else []
-    left = snapshot.seconds_left
+    left = None if over else snapshot.seconds_left
     time_left = [f"about {_time(left)} left in this pass"] if left is not None and left >= 1 else []
     return f"{_head(snapshot)} {', '.join([*done, *_facts(snapshot), *time_left])}"
 
@@ -113,17 +113,19 @@ def _head(snapshot: "Snapshot") -> str:
 
 
 def _facts(snapshot: "Snapshot") -> list[str]:
-    """Return trials, best score, calls and tokens in words."""
+    """Return trials, best score, calls, tokens and, where it is told, the concurrency in words."""
     facts = []
     if snapshot.trials:
         facts.append(f"{snapshot.trials} trials")
     if snapshot.best is not None:
-        facts.append(f"best {_percent(snapshot.best)}")
+        facts.append(f"best {percent(snapshot.best)}")
     replayed = f" (+{snapshot.replayed} known already)" if snapshot.replayed else ""
-    return [*facts, f"{snapshot.calls} calls{replayed}", f"{_short(snapshot.tokens)} tokens"]
+    facts += [f"{snapshot.calls} calls{replayed}", f"{_short(snapshot.tokens)} tokens"]
+    concurrency = getattr(snapshot, "concurrency", None)
+    return [*facts, *([f"{concurrency} at a time"] if concurrency else [])]
 
 
-def _percent(score: float) -> str:
+def percent(score: float) -> str:
     """Return a score in words: most metrics lie in [0, 1], those that don't are shown as they are."""
     return f"{100 * score:.1f} %" if -1 <= score <= 1 else f"{score:.4g}"
 
@@ -164,7 +166,7 @@ def print_result(artifact: Artifact, path: Path, seconds: float, *, as_json: boo
             "sha256": artifact.sha256,
             "shipped": selection.shipped,
             "reason": selection.reason,
-            "evidence": evidence.model_dump(mode="json"),
+            "evidence": evidence.to_json(),
             "calls": provenance.calls,
             "tokens": provenance.prompt_tokens + provenance.completion_tokens,
             "seconds": round(seconds, 1),

@@ -1,0 +1,190 @@
+"""Explorer: which point the search should know more about. A balanced design first, then Thompson sampling.
+
+The design gives every level the same number of points. After it each decision draws a world from the surrogate (the
+levels' effects, the points' own) and asks for the point that is best in it, or half of the time for the best other one:
+top-two Thompson sampling (Russo, Simple Bayesian algorithms for best-arm identification, 2020).
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from .additive import Cell, Columns, Surrogate
+from .scores import Floats, Ints, Scores
+from .space import Point, SearchSpace
+
+MOST_POINTS = 2_048
+"""Of a product whose points are all drawn one by one; listed points always are."""
+
+NEIGHBOURS = 4
+"""One-slot changes that each draw considers, of its additive best and of its best known point."""
+
+
+class Explorer(Protocol):
+    """What proposes points while the search explores."""
+
+    def propose(self, surrogate: Surrogate | None, room: int) -> Point | None:
+        """Return a point whose next block to ask for; None where every point is known as far as may be.
+
+        Asked for each block. `surrogate` is None before anything was told; `room` is how many more blocks the design
+        may take.
+        """
+        ...
+
+    def told(self, row: int) -> None:
+        """Hear that a block of a row was told; called in the order asked."""
+        ...
+
+    def grow(self, space: SearchSpace) -> None:
+        """Move to a grown space, to which the scores have moved already."""
+        ...
+
+
+def fitting_columns(space: SearchSpace) -> Columns:
+    """Return the columns of a space: of listed points, levels that only one of them has get none."""
+    sizes = [slot.levels for slot in space.slots]
+    return Columns.spanning(sizes, None if space.feasible is None else np.array(space.feasible).reshape(-1, len(sizes)))
+
+
+class Listing:
+    """All points of a space that is small enough, or none."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        listed = space.feasible is not None or space.size <= MOST_POINTS
+        self.points: list[Point] = list(space.points()) if listed else []
+        self.levels: Ints = np.array(self.points, dtype=np.int64).reshape(-1, len(space.slots))
+        self.places = {point: place for place, point in enumerate(self.points)}
+
+
+class Additive:
+    """The explorer of the additive surrogate."""
+
+    def __init__(self, scores: Scores, rng: np.random.Generator) -> None:
+        self.scores, self.rng = scores, rng
+        self.grow(scores.space)
+
+    def grow(self, space: SearchSpace) -> None:
+        """Move to a grown space."""
+        self.space = space
+        self.columns = fitting_columns(space)
+        self.listing = Listing(space)
+
+    def told(self, row: int) -> None:
+        """Nothing to do: the surrogate reads the scores."""
+
+    def propose(self, surrogate: Surrogate | None, room: int) -> Point | None:
+        """Return a point of the design while it has room, then one by top-two Thompson sampling."""
+        if room > 0 or surrogate is None:
+            point = balanced(self.scores, self.listing, self.rng)
+            if point is not None:
+                return point
+        if surrogate is None:
+            return shallowest(self.scores, self.listing)
+        first = self._best(surrogate.pick(self.rng), None)
+        if first is None or self.rng.random() < 0.5:
+            return first
+        for _ in range(10):
+            second = self._best(surrogate.pick(self.rng), None)
+            if second != first:
+                return second
+        return self._best(surrogate.pick(self.rng), first) or first
+
+    def _best(self, cell: Cell, but: Point | None) -> Point | None:
+        """Draw a world and return its best point that may be asked for."""
+        draw = Draw(cell, self.scores, self.rng)
+        may = open_rows(self.scores)
+        known = np.where(may, draw.rows, -np.inf)
+        if but in self.scores.rows:
+            known[self.scores.rows[but]] = -np.inf
+        row = int(np.argmax(known)) if len(known) else -1
+        value = float(known[row]) if row >= 0 else -np.inf
+        best = self.scores.points[row] if value > -np.inf else None
+        for point, other in self._fresh(draw, best):
+            if other > value and point != but:
+                best, value = point, other
+        return best
+
+    def _fresh(self, draw: "Draw", best: Point | None) -> list[tuple[Point, float]]:
+        """Return points that were never asked for, and what this world says of them."""
+        if self.listing.points:
+            unknown = [place for place, point in enumerate(self.listing.points) if point not in self.scores.rows]
+            if not unknown:
+                return []
+            values = draw.unknown(self.listing.levels[unknown])
+            place = int(np.argmax(values))
+            return [(self.listing.points[unknown[place]], float(values[place]))]
+        top = tuple(int(np.argmax(draw.effects[of])) for of in self.columns.of)
+        pool = {top: None}
+        for centre in (top, best or top):
+            for _ in range(NEIGHBOURS):
+                slot = int(self.rng.integers(len(top)))
+                level = int(self.rng.integers(self.space.slots[slot].levels))
+                pool[(*centre[:slot], level, *centre[slot + 1 :])] = None
+        fresh = [point for point in pool if point not in self.scores.rows]
+        if not fresh:
+            return []
+        return list(zip(fresh, draw.unknown(np.array(fresh)).tolist(), strict=True))
+
+
+class Draw:
+    """One world drawn from a cell of the surrogate: a value for each point, up to a common constant.
+
+    Blocks in flight count as told where doubt is concerned, so that a point isn't asked for again and again while its
+    results are on their way.
+    """
+
+    def __init__(self, cell: Cell, scores: Scores, rng: np.random.Generator) -> None:
+        self.cell, self.rng = cell, rng
+        theta = cell.sample(rng)
+        self.effects = cell.effects(theta)
+        design, omega2 = cell.normal.design, cell.normal.omega2
+        fitted = len(design.sums.blocks)
+        later = self.effects[design.columns.at(scores.levels[fitted:])].sum(axis=1)
+        counts = np.asarray(scores.edges, dtype=np.float64)[scores.asked]
+        doubt = np.sqrt(omega2 / (1 + omega2 * design.weight * counts))
+        means = np.concatenate([cell.rows(theta), later])
+        self.rows: Floats = means + doubt * rng.standard_normal(len(means))
+
+    def unknown(self, levels: Ints) -> Floats:
+        """Return values of points that were never asked for."""
+        additive = self.effects[self.cell.normal.design.columns.at(levels)].sum(axis=1)
+        own = float(np.sqrt(self.cell.normal.omega2))
+        values: Floats = additive + own * self.rng.standard_normal(len(levels))
+        return values
+
+
+def open_rows(scores: Scores) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Say of each row whether more of it may be asked: not beyond the last block, nor far ahead of what was told."""
+    rows: np.ndarray[tuple[int], np.dtype[np.bool_]] = (scores.asked < scores.blocks) & (
+        scores.asked <= 2 * scores.told + 1
+    )
+    return rows
+
+
+def balanced(scores: Scores, listing: Listing, rng: np.random.Generator) -> Point | None:
+    """Return a point that was never asked for, of the levels that were asked for least; None where there is none."""
+    counts = [
+        np.bincount(scores.levels[:, slot], minlength=size.levels) + rng.random(size.levels) * 0.5
+        for slot, size in enumerate(scores.space.slots)
+    ]
+    if listing.points:
+        unknown = [place for place, point in enumerate(listing.points) if point not in scores.rows]
+        if not unknown:
+            return None
+        levels = listing.levels[unknown]
+        load = sum((count[levels[:, slot]] for slot, count in enumerate(counts)), np.zeros(len(unknown)))
+        return listing.points[unknown[int(np.argmin(load))]]
+    point = tuple(int(np.argmin(count)) for count in counts)
+    for _ in range(20):
+        if point not in scores.rows:
+            return point
+        slot = int(rng.integers(len(point)))
+        point = (*point[:slot], int(rng.integers(len(counts[slot]))), *point[slot + 1 :])
+    return None
+
+
+def shallowest(scores: Scores, listing: Listing) -> Point | None:
+    """Return the listed point that was asked for least, None where all were asked for everything."""
+    depths = [(scores.depth(point), place) for place, point in enumerate(listing.points)]
+    depth, place = min(depths, default=(scores.blocks, 0))
+    return listing.points[place] if depth < scores.blocks else None

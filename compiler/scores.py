@@ -1,0 +1,199 @@
+"""Scores: what was asked and told, by point, along one permutation of the examples, in blocks.
+
+Every point meets the blocks in the same order, so any two of them share the blocks of the one that is known less, and
+every comparison is paired. Scores are kept as bytes, and what the surrogate needs as running sums: nothing that
+decides looks at single outcomes.
+"""
+
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .space import Point, SearchSpace
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """The sufficient statistics of the additive model.
+
+    Attributes:
+        levels: Of each row (a point) its level in each slot, [rows, slots].
+        blocks: How many blocks each row was told.
+        totals: The sum of each row's scores, each less `centre`.
+        block_totals: The sum of each block's scores over all rows, each less `centre`.
+        sizes: Examples in each block.
+        variance: The pooled variance of a score around its example's and its row's mean: what pairing can't remove.
+        scale: The spread of the scores, 1 for 0/1.
+    """
+
+    levels: Ints
+    blocks: Ints
+    totals: Floats
+    block_totals: Floats
+    sizes: Floats
+    variance: float
+    scale: float
+
+    @property
+    def counts(self) -> Floats:
+        """How many examples each row was told."""
+        return np.concatenate([[0.0], np.cumsum(self.sizes)])[self.blocks]
+
+
+class Scores:
+    """The scores so far. A row is a point, in the order in which points were first asked for."""
+
+    def __init__(self, space: SearchSpace, order: Sequence[int], size: int) -> None:
+        self.space = space
+        self.order = [int(index) for index in order]
+        self.edges = [*range(0, len(self.order), size), len(self.order)]
+        self.points: list[Point] = []
+        self.rows: dict[Point, int] = {}
+        self.spent = 0
+        self.outcomes = 0
+        self._asked = np.zeros(64, dtype=np.int64)
+        self._told = np.zeros(64, dtype=np.int64)
+        self._totals = np.zeros(64)
+        self._levels = np.zeros((64, len(space.slots)), dtype=np.int64)
+        self._values: list[array[float]] = []
+        self._block_totals = np.zeros(self.blocks)
+        # By example: how many rows were told, the sum and the sum of squares.
+        self._seen = np.zeros((3, len(self.order)))
+        self._least, self._most = math.inf, -math.inf
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self.edges) - 1
+
+    @property
+    def asked(self) -> Ints:
+        """How many blocks of each row were asked for."""
+        return self._asked[: len(self.points)]
+
+    @property
+    def told(self) -> Ints:
+        """How many blocks of each row were told."""
+        return self._told[: len(self.points)]
+
+    @property
+    def levels(self) -> Ints:
+        """The level of each row in each slot."""
+        return self._levels[: len(self.points)]
+
+    def row(self, point: Point) -> int:
+        """Return the row of a point, a new one where it was never asked for."""
+        if point not in self.rows:
+            row = len(self.points)
+            if row == len(self._asked):
+                self._asked, self._told, self._totals = (
+                    np.concatenate([a, np.zeros_like(a)]) for a in (self._asked, self._told, self._totals)
+                )
+                self._levels = np.concatenate([self._levels, np.zeros_like(self._levels)])
+            self.rows[point] = row
+            self.points.append(point)
+            self._values.append(array("d"))
+            self._levels[row] = point
+        return self.rows[point]
+
+    def depth(self, point: Point) -> int:
+        """Return how many blocks of a point were asked for."""
+        return int(self._asked[self.rows[point]]) if point in self.rows else 0
+
+    def cost(self, point: Point) -> int:
+        """Return the metric calls of a point's next block, 0 where it has none left."""
+        block = self.depth(point)
+        return self.edges[block + 1] - self.edges[block] if block < self.blocks else 0
+
+    def ask(self, point: Point) -> list[int]:
+        """Return the examples of a point's next block and count them as spent."""
+        row = self.row(point)
+        block = int(self._asked[row])
+        self._asked[row] += 1
+        examples = self.order[self.edges[block] : self.edges[block + 1]]
+        self.spent += len(examples)
+        return examples
+
+    def tell(self, row: int, scores: Sequence[float]) -> None:
+        """Take in a row's oldest block that is in flight."""
+        block = int(self._told[row])
+        low, high = self.edges[block], self.edges[block + 1]
+        values = np.asarray(scores, dtype=np.float64)
+        if len(values) != high - low:
+            raise ValueError(f"`one score for each example` must hold, but got {len(values)} for {high - low}.")
+        if not np.isfinite(values).all():
+            raise ValueError(f"`scores are numbers`, but the oracle gave {list(scores)} at {self.points[row]}.")
+        self._told[row] += 1
+        self._values[row].extend(values)
+        self._totals[row] += values.sum()
+        self._block_totals[block] += values.sum()
+        self._seen[:, low:high] += np.stack([np.ones_like(values), values, values**2])
+        self._least, self._most = min(self._least, float(values.min())), max(self._most, float(values.max()))
+        self.outcomes += len(values)
+
+    def grow(self, space: SearchSpace) -> None:
+        """Move to a grown space: every known point has level 0 in the slots that are new."""
+        more = len(space.slots) - len(self.space.slots)
+        self.space = space
+        self.points = [(*point, *(0,) * more) for point in self.points]
+        self.rows = {point: row for row, point in enumerate(self.points)}
+        self._levels = np.pad(self._levels, ((0, 0), (0, more)))
+
+    def values(self, row: int) -> Floats:
+        """Return a row's scores, in the order of the permutation."""
+        return np.frombuffer(self._values[row], dtype=np.float64) if len(self._values[row]) else np.zeros(0)
+
+    def mean(self, row: int) -> float:
+        """Return the mean score of a row, 0 where it has none."""
+        count = len(self._values[row])
+        return float(self._totals[row]) / count if count else 0.0
+
+    def paired(self, row: int, other: int) -> Floats:
+        """Return the differences of two rows on their common examples."""
+        mine, theirs = self.values(row), self.values(other)
+        n = min(len(mine), len(theirs))
+        return mine[:n] - theirs[:n]
+
+    def sums(self) -> Sums:
+        """Return the statistics of what was told."""
+        rows = len(self.points)
+        counts, sums, squares = self._seen
+        sizes = np.diff(np.array(self.edges, dtype=np.float64))
+        edges = np.concatenate([[0.0], np.cumsum(sizes)])
+        n = edges[self.told]
+        centre = float(sums.sum() / max(1.0, counts.sum()))
+        totals = self._totals[:rows] - centre * n
+        block_counts = np.array([counts[low] for low in self.edges[:-1]])
+        spread = float(squares.sum() / max(1.0, counts.sum())) - centre**2
+        width = self._most - self._least if self.outcomes else 0.0
+        scale = min(width, 6 * math.sqrt(max(0.0, spread))) or max(abs(centre), 1.0)
+        return Sums(
+            levels=self.levels.copy(),
+            blocks=self.told.copy(),
+            totals=totals,
+            block_totals=self._block_totals - centre * sizes * block_counts,
+            sizes=sizes,
+            variance=self._residual_variance(n, scale),
+            scale=scale,
+        )
+
+    def _residual_variance(self, n: Floats, scale: float) -> float:
+        """Pool the squares within examples, less those between rows; a little prior, so that it is never zero.
+
+        The prior is a sixteenth of the squared scale, one discordant pair in eight, and counts as one row of it.
+        """
+        counts, sums, squares = self._seen
+        shared = counts > 1
+        within = float((squares[shared] - sums[shared] ** 2 / counts[shared]).sum())
+        means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+        surplus = self._totals[: len(n)] - np.concatenate([[0.0], np.cumsum(means)])[n.astype(np.int64)]
+        between = float((surplus[n > 0] ** 2 / n[n > 0]).sum())
+        freedom = float((counts[shared] - 1).sum()) - max(0, int((n > 0).sum()) - 1)
+        return (max(0.0, within - between) + scale**2 / 16) / (max(0.0, freedom) + 1)

@@ -1,0 +1,184 @@
+"""Compiling what the command line was asked: the request is kept in the run's directory before a call is paid."""
+
+import contextlib
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .boundary import explain
+from .loading import check_output, load_program, parse_price
+from .programs.artifact import Artifact
+from .request import Changes, CompileRequest, Recorded, base_url, public, read_request
+from .signatures.errors import ArtifactError, RequestError, VitrifyError
+
+if TYPE_CHECKING:
+    from .compiler.options import Options
+    from .compiler.progress import Progress, Snapshot
+
+
+def compile_request(
+    request: CompileRequest, run_dir: Path | None, progress: "Progress", *, shown: Path | None = None
+) -> Artifact:
+    """Compile, and write the artifact.
+
+    Args:
+        request: What was asked; relative paths start from the working directory.
+        run_dir: The run's directory; by default the one that equal requests share.
+        progress: Told what happens.
+        shown: How the run's directory is called in sentences; by default as it is.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C; its `run_dir` says where the run is, if it was begun.
+        VitrifyError: If anything else went wrong; a note says how to go on.
+    """
+    check_output(request.output, "-o")
+    from .compiler.compile import compile as run_compile
+    from .compiler.compile import default_run_dir, prepare
+    from .front import resolve_strategy
+
+    budget, options = request.budget(), _options(request)
+    program, strategy = load_program(request.program), resolve_strategy(options.strategy)
+    data: Any = request.data
+    folder = run_dir
+    if folder is None:
+        job = prepare(program, data, request.metric, request.lm, strategy, budget, request.seed, options)
+        folder = default_run_dir(job)
+        # What was read and typed isn't read again.
+        data, options = job.dataset, replace(options, select=job.select, test=job.test)
+    begins = _Begins(progress, lambda: Recorded.of(request).write(folder))
+    try:
+        artifact = run_compile(
+            program,
+            data,
+            request.metric,
+            lm=request.lm,
+            strategy=strategy,
+            budget=budget,
+            seed=request.seed,
+            run_dir=folder,
+            options=replace(options, progress=begins),
+        )
+    except KeyboardInterrupt as stop:
+        if begins.begun and not hasattr(stop, "run_dir"):
+            stop.run_dir = folder  # type: ignore[attr-defined]  # read by vitrify.stopped
+        raise
+    except VitrifyError as error:
+        if begins.begun and explain(error)[1] == 1:
+            error.add_note(f"What was paid is kept: `{resume_command(shown or folder)}` goes on.")
+        raise
+    try:
+        artifact.save(request.output)
+    except ArtifactError as error:
+        error.add_note(f"`{resume_command(shown or folder)} -o FILE` writes it elsewhere, without a call.")
+        raise
+    return artifact
+
+
+def resume(run: Path, changes: Changes, progress: "Progress") -> tuple[Artifact, Path]:
+    """Go on with a run from its directory; return the artifact and where it was written.
+
+    Raises:
+        RequestError: If `run` is no run that `vitrify compile` began, or something that it needs is gone.
+        KeyboardInterrupt: After Ctrl-C, as `compile_request`.
+    """
+    recorded, here = read_request(run), Path.cwd()
+    _check(run, recorded, changes)
+    for name in recorded.changed():
+        progress.note(
+            f"{name} has changed since {run} was begun: what is still asked alike is known, the rest is paid."
+        )
+    if changes.output is not None and here != recorded.directory:
+        changes = changes.model_copy(update={"output": here / changes.output})
+    request = recorded.request.changed(changes)
+    # The program may open files beside it, too: it is compiled where it was.
+    with contextlib.chdir(recorded.directory):
+        artifact = compile_request(request, here / run, progress, shown=run)
+    return artifact, request.output if here == recorded.directory else recorded.directory / request.output
+
+
+def resume_command(run: Path) -> str:
+    """Return the command that goes on with a run, as it can be typed in a shell."""
+    return f"vitrify resume {shlex.quote(str(run))}"
+
+
+def _options(request: CompileRequest) -> "Options":
+    from .compiler.options import Options
+
+    return Options(
+        prompt_lm=request.prompt_lm,
+        teacher=None if request.teacher is None else load_program(request.teacher),
+        start=request.start,
+        effort=request.effort,  # type: ignore[arg-type]  # Options checks it and says the rule
+        concurrency=request.concurrency,
+        patience=request.patience,
+        hedge=request.hedge,
+        cache=request.cache,
+        test=request.test,
+        select=request.select,
+        group=request.group,
+        accept=request.accept,
+        failure_score=request.failure_score,
+        instructions=request.instructions,
+        demo_sets=request.demo_sets,
+        max_demos=request.max_demos,
+        formats=tuple(name for name in request.formats.split(",") if name),
+        temperature=request.temperature,
+        max_tokens=request.max_tokens,
+        price=parse_price(request.price),
+        api_base=request.api_base,
+    )
+
+
+def _check(run: Path, recorded: Recorded, changes: Changes) -> None:
+    """Raise RequestError where the run can't go on as the one that it is."""
+    if not recorded.directory.is_dir():
+        raise RequestError(
+            f"{run} was begun in {recorded.directory}, which is gone: bring it back, or compile again from another "
+            f"folder with --run-dir {shlex.quote(str(run))}."
+        )
+    for name in recorded.missing():
+        raise RequestError(
+            f"{recorded.directory / name}, which {run} was begun with, is gone: bring it back, or compile again with "
+            f"another and --run-dir {shlex.quote(str(run))}."
+        )
+    then, given = recorded.request.api_base, changes.api_base
+    if given is not None and public(given) != then:
+        raise RequestError(
+            f"--api-base is the address that the run was begun with, {then or 'none'}, got {public(given)!r}: what was "
+            "paid is known by it; compile again to ask another server."
+        )
+    if given is None and recorded.credentials:
+        raise RequestError(
+            f"{run} was begun with credentials in --api-base, which no file keeps: give the whole address again, with "
+            "--api-base."
+        )
+    if (now := base_url(recorded.request)) != recorded.base_url:
+        raise RequestError(
+            f"OPENAI_BASE_URL is {now or 'not set'} and was {recorded.base_url or 'not set'} when {run} was begun: "
+            "what was paid is known by its address; set it as it was."
+        )
+
+
+class _Begins:
+    """Passes on what a compile tells, and calls `begin` at its first word.
+
+    That comes when the run's directory is open and locked, and before a call is paid.
+    """
+
+    def __init__(self, progress: "Progress", begin: Callable[[], None]) -> None:
+        self._progress = progress
+        self._begin = begin
+        self.begun = False
+
+    def update(self, snapshot: "Snapshot") -> None:
+        """Begin, once, and pass it on."""
+        if not self.begun:
+            self._begin()
+            self.begun = True
+        self._progress.update(snapshot)
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._progress.note(text)
