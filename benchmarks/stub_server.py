@@ -125,7 +125,7 @@ class State:
 
     def stats(self) -> dict[str, float]:
         """Return the counts."""
-        return {"served": self.served, "peak": self.peak, "busy": self.busy, "span": self.last - self.first}
+        return {"served": self.served, "flying": self.flying, "peak": self.peak, "busy": self.busy, "span": self.last - self.first}
 
 
 def completion(text: str, tokens: int) -> bytes:

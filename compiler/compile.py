@@ -10,6 +10,7 @@ from typing import Any, get_origin
 
 from ..programs.artifact import Artifact, read_artifact
 from ..programs.candidate import Candidate, fits
+from ..programs.dataflow import Flow, seal_program
 from ..programs.lm import Retry
 from ..programs.models import Model, resolve_lm
 from ..programs.openai_wire import is_reasoning_model
@@ -233,7 +234,7 @@ def prepare(
         raise ProgramError(f"`program` is an instance: pass {program.__name__}(), not the class.")
     adapter = dspy.settings.adapter
     spec = lower_program(program, adapter=adapter)
-    target = Target(program, spec, adapter)
+    target = _target(program, spec, adapter)
     scored = resolve_metric(metric)
     dataset = _dataset(data, program, spec)
     _check_labels(dataset, required_labels(scored))
@@ -267,6 +268,11 @@ def prepare(
         seed=seed,
         options=options,
     )
+
+
+def _target(program: Any, spec: ProgramSpec, adapter: Any) -> Target:
+    flow = seal_program(program, spec)
+    return Target(program, spec, adapter, flow if isinstance(flow, Flow) else None)
 
 
 LONGEST_REPLY = 2048
@@ -336,7 +342,7 @@ def _teacher(options: Options, target: Target, model: Model) -> tuple[Target, Mo
             f"`teacher` has the program's predictors: {', '.join(path for path, _ in mine)}; got "
             f"{', '.join(path for path, _ in theirs)} with other fields or paths."
         )
-    return Target(teacher, spec, target.adapter), lm
+    return _target(teacher, spec, target.adapter), lm
 
 
 def _start(start: Any, spec: ProgramSpec) -> Candidate:

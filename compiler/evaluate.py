@@ -14,7 +14,8 @@ from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 from ..programs.bind import bind
 from ..programs.bridge import DspyLM, EngineLM
 from ..programs.candidate import Candidate
-from ..programs.lm import LM, Retry
+from ..programs.flow import Flow
+from ..programs.lm import LM, LMError, Retry
 from ..programs.models import Model
 from ..programs.openai import OpenAICompatible
 from ..programs.planned import Bound
@@ -23,11 +24,13 @@ from ..signatures.errors import MetricError
 from .budget import BudgetExhausted, Price
 from .data import Example
 from .ledger import Ledger
+from .looped import Looped, Unexplained
 from .meter import Meter
 from .metered import Flights, Manners, MeteredLM, Scope
 from .metric import MetricSpec, call_metric
 from .outcome import Cost, Malformed, Outcome, ProgramBug, Refused, Scored, TraceStep
 from .pace import Pace
+from .stock import StockMetric
 from .workers import Workers
 
 T = TypeVar("T")
@@ -47,11 +50,26 @@ class Target:
         program: The module, as the user made it.
         spec: Its data.
         adapter: The adapter that was in force when the compile began; level 0.
+        flow: What `forward()` does, where that is plain data flow.
     """
 
     program: Any
     spec: ProgramSpec
     adapter: Any = None
+    flow: Flow | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A program bound to a candidate.
+
+    Attributes:
+        program: The module that runs it.
+        looped: The same as coroutines, where the program is sealed.
+    """
+
+    program: Any
+    looped: Looped | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,17 @@ class Errand:
     config: Mapping[str, Any] = field(default_factory=dict)
     certifying: bool = False
     priority: int = 0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One evaluation."""
+
+    target: Target
+    bound: Ready
+    example: Example
+    errand: Errand
+    lm: EngineLM
 
 
 PLAIN = Errand()
@@ -103,13 +132,17 @@ class Evaluator:
     manners: Manners = field(default_factory=Manners)
     price: Callable[[str], Price | None] = lambda name: None
     _pool: Workers = field(init=False, repr=False)
+    _threads: Workers = field(init=False, repr=False)
     _lms: dict[int, EngineLM] = field(default_factory=dict, init=False, repr=False)
     _kept: list[Any] = field(default_factory=list, init=False, repr=False)
     _flights: Flights = field(default_factory=Flights, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._pool = Workers(min(16, self.pace.most))
+        self._pool = Workers(lambda: self.pace.limit, self.pace.most)
+        self.pace.on_growth = self._pool.widen
+        # For the metrics of evaluations on the loop: those hold their place in the queue already.
+        self._threads = Workers(self.pace.most)
 
     def engine(self, model: Model) -> EngineLM:
         """Return `model` as a dspy.LM whose calls are metered; one for each model."""
@@ -136,17 +169,17 @@ class Evaluator:
                 self._kept.append(owner)  # keeps id() unique
             return known
 
-    def bound(self, target: Target, candidate: Candidate) -> Any:
+    def bound(self, target: Target, candidate: Candidate) -> Ready:
         """Return the target bound to `candidate`, its predictors' own language models metered as well."""
         program = bind(target.program, target.spec, candidate)
         for item in walk(program):
             own = item.predictor.lm
             if own is not None and not isinstance(own, EngineLM):
                 item.predictor.lm = self._metered_own(own)
-        return program
+        return Ready(program, None if target.flow is None else Looped.of(target.flow, program, target.adapter))
 
-    def submit(self, target: Target, bound: Any, example: Example, errand: Errand = PLAIN) -> "Future[Outcome]":
-        """Evaluate a bound program on one example, in a worker thread.
+    def submit(self, target: Target, bound: Ready, example: Example, errand: Errand = PLAIN) -> "Future[Outcome]":
+        """Evaluate a bound program on one example: on the client's loop where it is sealed, else in a worker thread.
 
         Args:
             target: What `bound` was made from.
@@ -157,9 +190,12 @@ class Evaluator:
         lm = self.engine(errand.model or self.model)
         if errand.config:
             lm = lm.copy(**errand.config)
-        return self._pool.submit(
-            lambda: self._paced(lambda: self._evaluate(target, bound, example, errand, lm)), priority=errand.priority
-        )
+        asked = _Asked(target, bound, example, errand, lm)
+        assert isinstance(lm.target, MeteredLM)
+        loop = None if bound.looped is None or errand.traced else lm.target.loop
+        if loop is not None and lm.direct({}):
+            return self._pool.submit_async(loop, lambda: self._alooped(asked), priority=errand.priority)
+        return self._pool.submit(lambda: self._paced(lambda: self._evaluate(asked)), priority=errand.priority)
 
     def _paced(self, work: Callable[[], T]) -> T:
         """Run `work`, counted as one that runs."""
@@ -169,18 +205,51 @@ class Evaluator:
         finally:
             self.pace.ended()
 
-    def _evaluate(self, target: Target, bound: Any, example: Example, errand: Errand, lm: EngineLM) -> Outcome:
+    def _evaluate(self, asked: "_Asked") -> Outcome:
+        """Run the program and the metric in this thread."""
         began = time.monotonic()
-        scope = Scope(self._metered_own, certifying=errand.certifying)
-        with self._context(scope, lm, target.adapter):
-            prediction, failure = self._call(bound, example.own_inputs(), target, scope, example.row)
+        target, example = asked.target, asked.example
+        scope = Scope(self._metered_own, certifying=asked.errand.certifying)
+        with self._context(scope, asked.lm, target.adapter):
+            prediction, failure = self._call(asked.bound.program, example.own_inputs(), target, scope, example.row)
             if failure is not None:
+                scope.over = True
                 return Malformed(failure, scope.cost, self.failure_score, seconds=time.monotonic() - began)
             steps = trace_steps(dspy.settings.trace or [])
             trace = list(dspy.settings.trace or [])
-        with self._context(scope, self.engine(self.judge or self.model), target.adapter):
+        return self._scored(asked, prediction, trace if asked.errand.traced else None, steps, scope, began)
+
+    async def _alooped(self, asked: "_Asked") -> Outcome:
+        """Run a sealed program on the client's loop; a metric of the user's own runs in a thread."""
+        assert asked.bound.looped is not None
+        began = time.monotonic()
+        scope = Scope(self._metered_own, certifying=asked.errand.certifying)
+        self.pace.started()
+        try:
             try:
-                score = call_metric(self.metric, example, prediction, trace if errand.traced else None)
+                values, steps, problem = await asked.bound.looped.run(asked.example.own_inputs(), asked.lm, scope)
+            except Unexplained:
+                return await asyncio.wrap_future(self._threads.submit(lambda: self._evaluate(asked)))
+            except LMError as error:
+                self._raise_refusal(scope)
+                values, steps, problem = None, (), str(error)  # a prompt that doesn't fit
+            if values is None:
+                return Malformed(problem[:300], scope.cost, self.failure_score, seconds=time.monotonic() - began)
+            score = (asked, dspy.Prediction(**values), None, steps, scope, began)
+            if isinstance(self.metric.call, StockMetric):
+                return self._scored(*score)
+            return await asyncio.wrap_future(self._threads.submit(lambda: self._scored(*score)))
+        finally:
+            self.pace.ended()
+
+    def _scored(
+        self, asked: "_Asked", prediction: Any, trace: Any, steps: tuple[TraceStep, ...], scope: Scope, began: float
+    ) -> Outcome:
+        """Ask the metric."""
+        example = asked.example
+        with self._context(scope, self.engine(self.judge or self.model), asked.target.adapter):
+            try:
+                score = call_metric(self.metric, example, prediction, trace)
             finally:
                 self._raise_refusal(scope)  # a judge that couldn't be asked is no bug of the metric's
         if score.value < self.failure_score:
@@ -189,6 +258,7 @@ class Evaluator:
                 f"readable values counts {self.failure_score:g}: `no score is below the failure score`; give the worst "
                 "value that the metric can have, with Options(failure_score=...) or --failure-score."
             )
+        scope.over = True
         return Scored(score.value, score.feedback, prediction, steps, scope.cost, time.monotonic() - began)
 
     def ask(self, bound: Any, inputs: Mapping[str, Any], model: Model, **config: Any) -> "Future[tuple[Any, Cost]]":
@@ -245,8 +315,6 @@ class Evaluator:
             return
         if isinstance(refusal, BudgetExhausted | Refused):
             raise refusal
-        from ..programs.lm import LMError
-
         if isinstance(refusal, LMError):
             raise Refused(refusal) from refusal
         raise refusal
@@ -261,6 +329,7 @@ class Evaluator:
             for lm in self._lms.values():
                 lm.target.close()
         self._pool.close(wait=not abandon)
+        self._threads.close(wait=not abandon)
         for lm in self._lms.values():
             lm.target.close()
 

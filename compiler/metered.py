@@ -39,6 +39,7 @@ class Scope:
         role: Who its calls are made for.
         certifying: Whether the sealed test needs them.
         refusal: The first failure of the infrastructure, or None.
+        over: Whether the evaluation has ended; who still calls then belongs to nobody.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Scope:
         self._lock = threading.Lock()
         self._reparsed = 0
         self.refusal: Exception | None = None
+        self.over = False
 
     def charge(self, key: str, charge: Charge) -> None:
         """Charge a request to this evaluation, once for each distinct one."""
@@ -136,9 +138,10 @@ class MeteredLM:
         self.endpoint = inner.endpoint
 
     @property
-    def inner(self) -> LM:
-        """The model that answers."""
-        return self._inner
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the model's client runs on, or None where it has none."""
+        loop: asyncio.AbstractEventLoop | None = getattr(self._inner, "loop", None)
+        return loop
 
     @property
     def capabilities(self) -> Capabilities:
@@ -151,7 +154,8 @@ class MeteredLM:
 
     def complete(self, request: Request) -> Reply:
         """Return the reply, paid at most once."""
-        steps = self._steps(request)
+        scope = self._scope()
+        steps = self._steps(request, scope)
         resume: Callable[[Any], Any] = steps.send
         value: Any = None
         try:
@@ -160,7 +164,7 @@ class MeteredLM:
                 resume = steps.send
                 try:
                     if step is None:
-                        value = self._ask(request)
+                        value = self._ask(request, scope)
                     elif isinstance(step, float):
                         value = self._closed.wait(step)
                     else:
@@ -173,7 +177,11 @@ class MeteredLM:
 
     async def acomplete(self, request: Request) -> Reply:
         """Return the reply, paid at most once, without blocking the loop."""
-        steps = self._steps(request)
+        return await self.acomplete_for(request, self._scope())
+
+    async def acomplete_for(self, request: Request, scope: Scope | None) -> Reply:
+        """Return the reply, charged to the evaluation that `scope` stands for."""
+        steps = self._steps(request, scope)
         resume: Callable[[Any], Any] = steps.send
         value: Any = None
         try:
@@ -182,7 +190,7 @@ class MeteredLM:
                 resume = steps.send
                 try:
                     if step is None:
-                        value = await self._aask(request)
+                        value = await self._aask(request, scope)
                     elif isinstance(step, float):
                         await asyncio.sleep(step)
                         value = None
@@ -194,19 +202,26 @@ class MeteredLM:
             reply: Reply = done.value
             return reply
 
-    def _ask(self, request: Request) -> Reply:
+    def _ask(self, request: Request, scope: Scope | None) -> Reply:
         if self._hedge is None:
             return self._inner.complete(request)
-        return self._hedge.complete(request, self._second(request))
+        return self._hedge.complete(request, self._second(request, scope))
 
-    async def _aask(self, request: Request) -> Reply:
+    async def _aask(self, request: Request, scope: Scope | None) -> Reply:
         if self._hedge is None:
             return await self._inner.acomplete(request)
-        return await self._hedge.acomplete(request, self._second(request))
+        return await self._hedge.acomplete(request, self._second(request, scope))
 
-    def _steps(self, request: Request) -> Steps:
+    def _steps(self, request: Request, scope: Scope | None) -> Steps:
         """Make one call: from the ledger, with another evaluation's call, or paid."""
-        key, scope = self.key(request), self._scope()
+        key = self.key(request)
+        if scope is not None and scope.over:
+            raise LMError(
+                f"{self.name} was called from a thread that outlives its evaluation: `a call belongs to one "
+                "evaluation`, and a pool that is kept between calls of forward() can't say to which; make the pool in "
+                "forward(), or use dspy.Parallel.",
+                cause="bad_request",
+            )
         try:
             known, mine = self._join(key)
             if mine is None:
@@ -321,9 +336,9 @@ class MeteredLM:
             return 0.0
         raise error if attempt == 1 else error.with_attempts(attempt)
 
-    def _second(self, request: Request) -> Second:
+    def _second(self, request: Request, scope: Scope | None) -> Second:
         """Return how a slow call is sent once more, counted like any other."""
-        key, asked = self.key(request), self._asked(request, self._scope())
+        key, asked = self.key(request), self._asked(request, scope)
 
         def admit() -> bool:
             try:

@@ -174,7 +174,7 @@ class Workers:
                 item = next((other for other in begun if other.loop is None), None)
                 if item is not None:
                     begun.remove(item)
-                elif self._closed:
+                elif self._closed and self._idle >= 0:
                     return
                 else:
                     self._idle += 1

@@ -1,13 +1,14 @@
 """Loaded: what every program out of an artifact has in common."""
 
-import contextvars
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..signatures.errors import RequestError, nearest
 from .artifact import Artifact, inputs_of
 from .models import Model
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 class Loaded:
@@ -39,6 +40,9 @@ class Loaded:
         """
         if not isinstance(concurrency, int) or concurrency < 1:
             raise RequestError(f"batch: `concurrency is at least 1`, got {concurrency!r:.40}.")
+        import contextvars
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(concurrency) as pool:
             # Each in a copy of this context, so that what is set here (`dspy.context`) holds there.
             futures = [pool.submit(contextvars.copy_context().run, self._row, row) for row in rows]

@@ -6,25 +6,30 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from ..signatures.errors import ModelError
 from .lm import Capabilities, LMError, Reply, Request, Retry, with_retries
 from .openai_wire import decode, encode, known_capabilities, retry_after, status_error, wire_name
+from .pool import Pool, Site, proxy_for
 from .transport import Transport
 
 __all__ = ["OpenAICompatible"]
 
 OPENAI: Final = "https://api.openai.com/v1"
 
+T = TypeVar("T")
+
 
 class OpenAICompatible:
     """An LM behind `POST <api_base>/chat/completions`.
 
     Connections, retries and time-outs live on one background event loop per client, started at the first call: any
-    number of threads and of event loops share one pool. The key is kept in one private place and shown nowhere.
+    number of threads share one pool. An event loop that makes many calls gets a pool of its own, which is closed with
+    the loop or with the client. The key is kept in one private place and shown nowhere.
 
     Args:
         name: the model, with or without provider prefix (`openai/gpt-4o-mini`, `Qwen/Qwen2.5-7B-Instruct`).
@@ -119,9 +124,21 @@ class OpenAICompatible:
     async def acomplete(self, request: Request) -> Reply:
         """Return the reply, or raise LMError; may be awaited on any loop, and cancelled."""
         transport = self._running()
-        if transport.is_current_thread():
-            return await self._answer(request, transport)
-        return await transport.acomplete(request)
+        pool = await transport.pool_here()
+        if pool is None:
+            return await transport.acomplete(request)
+        return await pool.run(self._answer(request, pool))
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Run a coroutine on the client's own loop, where `acomplete` costs least; `close` cancels it.
+
+        It must not block: every call of every thread waits for it.
+        """
+        try:
+            return self._running().submit(coroutine)
+        except BaseException:
+            coroutine.close()
+            raise
 
     def close(self) -> None:
         """Drop the connections and stop the loop; calls in flight fail, later ones too. May be called again."""
@@ -143,25 +160,24 @@ class OpenAICompatible:
                 )
             if self._transport is None or self._transport.pid != os.getpid():
                 # The finalizer must not hold the client, so the transport is handed what answers as a weak method.
-                self._transport = Transport(
-                    self._name, self._url, self._headers, self._timeout, weakref.WeakMethod(self._answer)
-                )
+                site = Site(self._name, self._url, self._headers, self._timeout, proxy_for(self._url))
+                self._transport = Transport(site, weakref.WeakMethod(self._answer))
                 weakref.finalize(self, self._transport.close)
             return self._transport
 
-    async def _answer(self, request: Request, transport: Transport) -> Reply:
-        """Return the reply, retrying; runs on the transport's loop."""
+    async def _answer(self, request: Request, pool: Pool) -> Reply:
+        """Return the reply, retrying; runs on the pool's loop."""
         body = encode(request, self._model)
         return await with_retries(
-            lambda: self._attempt(body, transport), self._retry, sleep=self._sleep, uniform=self._uniform
+            lambda: self._attempt(body, pool), self._retry, sleep=self._sleep, uniform=self._uniform
         )
 
-    async def _attempt(self, body: bytes, transport: Transport) -> Reply:
-        """Ask the server once; runs on the transport's loop."""
+    async def _attempt(self, body: bytes, pool: Pool) -> Reply:
+        """Ask the server once; runs on the pool's loop."""
         import aiohttp
 
         try:
-            status, headers, content = await transport.post(body)
+            status, headers, content = await pool.post(body)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             failure = self._no_answer(error)
         else:

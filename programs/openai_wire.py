@@ -1,5 +1,6 @@
 """What OpenAI-compatible servers say and hear: bodies, replies, errors, and what OpenAI's own models can do."""
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -37,6 +38,9 @@ _OVERFLOW: Final = re.compile(
     re.IGNORECASE,
 )
 
+# `json.dumps` makes one of these for every call.
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=dict)
+
 
 def wire_name(name: str) -> str:
     """Return the model's name as the server knows it, without the provider prefix."""
@@ -46,11 +50,13 @@ def wire_name(name: str) -> str:
     return name
 
 
+@functools.lru_cache(maxsize=64)  # asked for every request
 def is_reasoning_model(model: str) -> bool:
     """Whether `model` is one of OpenAI's reasoning families, which name max_tokens and temperature otherwise."""
     return _REASONING.match(model.rsplit("/", 1)[-1].lower()) is not None
 
 
+@functools.lru_cache(maxsize=64)
 def known_capabilities(model: str) -> Capabilities | None:
     """Return what one of OpenAI's own chat models can do; None for a name that isn't theirs."""
     for pattern, (response_format, response_schema, function_calling, reasoning) in _CAPABLE:
@@ -87,7 +93,7 @@ def encode(request: Request, model: str) -> bytes:
         # They answer 400 to any other temperature.
         del params["temperature"]
     body = {"model": model, "messages": request.messages, **params}
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"), default=dict).encode("utf-8", "surrogatepass")
+    return _ENCODER.encode(body).encode("utf-8", "surrogatepass")
 
 
 def decode(body: bytes, model: str) -> Reply:

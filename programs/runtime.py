@@ -41,6 +41,7 @@ class SealedRun(Loaded):
                 raise ArtifactError(
                     f"the flow calls {path!r:.60}: `every predictor of a flow has a plan`; compile again."
                 )
+        self._names = inputs_of(artifact).keys()
         if {p.name: p.required for p in self._flow.parameters} != inputs_of(artifact):
             raise ArtifactError("the flow takes other inputs than the artifact names; compile again.")
 
@@ -52,12 +53,14 @@ class SealedRun(Loaded):
             LMError: If the language model can't be reached.
             Unreadable: If its replies hold no values.
         """
-        self.check(args, inputs)
+        if args or inputs.keys() != self._names:
+            self.check(args, inputs)
         return _drive(self._run(inputs), self.model.lm.complete)
 
     async def acall(self, *args: Any, **inputs: Any) -> Prediction:
         """Run the program without blocking the event loop."""
-        self.check(args, inputs)
+        if args or inputs.keys() != self._names:
+            self.check(args, inputs)
         return await _adrive(self._run(inputs), self.model.lm.acomplete)
 
     def _run(self, inputs: Mapping[str, Any]) -> Running:

@@ -1,56 +1,66 @@
-"""One event loop on a thread of its own, with one pool of connections, for callers on any thread or loop."""
+"""One event loop on a thread of its own, for callers on any thread or loop."""
 
 import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from .lm import LMError, Reply, Request
+from .lm import Reply, Request
+from .pool import GuestPools, Pool, Site, interrupted
 
-if TYPE_CHECKING:
-    import aiohttp
+Answer = Callable[[Request, Pool], Awaitable[Reply]]
+"""Turns a request into a reply or an LMError, on the pool's loop."""
 
-Answer = Callable[[Request, "Transport"], Awaitable[Reply]]
-"""Turns a request into a reply or an LMError, on the transport's loop."""
+SETTLED: Final = 64
+"""Calls from one loop after which it gets connections of its own: a loop that makes one call and ends shares those of
+the transport, handshakes and all, and one that makes many is spared two changes of thread for each."""
+
+T = TypeVar("T")
 
 
 class Transport:
     """Runs `answer` for requests from any thread and any loop.
 
     Args:
-        name: the model, for messages and the thread's name.
-        url: where `post` goes; decides on the proxy.
-        headers: sent with every request.
-        timeout: seconds for one attempt, from connecting to the last byte.
+        site: where requests go.
         answer: returns what answers, or None when its owner is gone; called on the loop.
     """
 
-    def __init__(
-        self, name: str, url: str, headers: Mapping[str, str], timeout: float, answer: Callable[[], Answer | None]
-    ) -> None:
+    def __init__(self, site: Site, answer: Callable[[], Answer | None]) -> None:
         self.pid = os.getpid()
-        self._name = name
-        self._url = url
-        self._headers = headers
-        self._timeout = timeout
+        self._name = site.name
         self._answer = answer
-        self._proxy = proxy_for(url)
-        self._session: aiohttp.ClientSession | None = None
+        self._pool = Pool(site)
+        self._guests = GuestPools(site)
         self._inbox: deque[_Call] = deque()
         self._awake = False
         self._outboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Outbox] = WeakKeyDictionary()
         self._calls: set[_Call] = set()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name=f"vitrify {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"vitrify {site.name}", daemon=True)
         self._thread.start()
 
     def is_current_thread(self) -> bool:
         """Whether the caller is on the loop's own thread."""
         return threading.current_thread() is self._thread
+
+    async def pool_here(self) -> Pool | None:
+        """Return the pool of the running loop; None for one that hasn't asked often enough to have its own."""
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return self._pool
+        pool = self._guests.get(loop)
+        if pool is None and self._outbox(loop).calls >= SETTLED:
+            return await self._guests.open(loop)
+        return pool
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Run a coroutine on the loop; closing the transport cancels it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def complete(self, request: Request) -> Reply:
         """Return the reply; blocks this thread. Ctrl-C while waiting gives the call up."""
@@ -68,9 +78,8 @@ class Transport:
     async def acomplete(self, request: Request) -> Reply:
         """Return the reply; may be awaited on any other loop. Cancelling it cancels the call."""
         loop = asyncio.get_running_loop()
-        outbox = self._outboxes.get(loop)
-        if outbox is None:
-            outbox = self._outboxes[loop] = _Outbox()
+        outbox = self._outbox(loop)
+        outbox.calls += 1
         call = _Call(request, outbox.put)
         call.future = loop.create_future()
         self._submit(call)
@@ -81,28 +90,20 @@ class Transport:
             raise
         return call.result()
 
-    async def post(self, body: bytes) -> "tuple[int, Mapping[str, str], bytes]":
-        """Return status, headers and content of the server's answer; runs on the loop, raises aiohttp's errors."""
-        if self._session is None:
-            import aiohttp
-
-            # No limit on connections: who calls owns the concurrency.
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=min(self._timeout, 15.0)),
-            )
-        async with self._session.post(self._url, data=body, allow_redirects=False, proxy=self._proxy) as response:
-            return response.status, response.headers, await response.read()
+    def _outbox(self, loop: asyncio.AbstractEventLoop) -> "_Outbox":
+        outbox = self._outboxes.get(loop)
+        if outbox is None:
+            outbox = self._outboxes[loop] = _Outbox()
+        return outbox
 
     def close(self) -> None:
         """Fail what is in flight, drop the connections, stop the thread; does nothing in a forked child."""
-        if self.pid != os.getpid() or self._loop.is_closed():
+        if self.pid != os.getpid():
             return
+        self._guests.close()
         try:
             self._loop.call_soon_threadsafe(self._loop.stop)
-        except RuntimeError:  # closed meanwhile
+        except RuntimeError:  # closed
             return
         if not self.is_current_thread():
             self._thread.join(timeout=10.0)
@@ -133,10 +134,10 @@ class Transport:
         try:
             answer = self._answer()
             if answer is None:  # the client is gone, and with it everyone who could wait
-                raise self._interrupted()
-            call.reply = await answer(call.request, self)
+                raise interrupted(self._name)
+            call.reply = await answer(call.request, self._pool)
         except asyncio.CancelledError:
-            call.error = self._interrupted()
+            call.error = interrupted(self._name)
             raise
         except BaseException as error:  # noqa: BLE001 (handed to who waits)
             call.error = error
@@ -163,18 +164,22 @@ class Transport:
             self._fail_inbox()
 
     async def _shut(self) -> None:
-        """Cancel the calls in flight and close the pool."""
-        tasks = [call.task for call in self._calls if call.task is not None]
+        """End what runs here and close the pool."""
         for call in self._calls:
             # A task that is cancelled before it began never reaches its own `finally`.
-            call.error = self._interrupted()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            call.error = interrupted(self._name)
+            if call.task is not None:
+                call.task.cancel()
+        await self._pool.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            # What was submitted has been told by the pool; what doesn't end at that is cancelled.
+            _, late = await asyncio.wait(others, timeout=0.1)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         for call in list(self._calls):
             call.wake(call)
-        if self._session is not None:
-            await self._session.close()
 
     def _fail_inbox(self) -> None:
         """Fail the calls that came when the loop was closing."""
@@ -183,13 +188,8 @@ class Transport:
                 call = self._inbox.popleft()
             except IndexError:  # another thread took it
                 return
-            call.error = self._interrupted()
+            call.error = interrupted(self._name)
             call.wake(call)
-
-    def _interrupted(self) -> LMError:
-        return LMError(
-            f"{self._name}: the client was closed while the call was in flight.", cause="connection", retryable=False
-        )
 
 
 class _Call:
@@ -218,6 +218,7 @@ class _Outbox:
     """What is to be told to the waiters on one other loop: one wake-up for all that is ready by then."""
 
     def __init__(self) -> None:
+        self.calls = 0
         self._ready: deque[_Call] = deque()
         self._awake = False
 
@@ -238,18 +239,3 @@ class _Outbox:
             future = self._ready.popleft().future
             if future is not None and not future.done():
                 future.set_result(None)
-
-
-def proxy_for(url: str) -> str | None:
-    """Return the proxy that the environment names for an address; never one for this machine itself.
-
-    Read once per client: aiohttp's `trust_env` looks at the environment for every request, and into ~/.netrc.
-    """
-    from urllib.request import getproxies, proxy_bypass
-
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if host == "localhost" or host.startswith("127.") or host == "::1" or proxy_bypass(host):
-        return None
-    proxies = getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from json.encoder import encode_basestring
 from typing import Any, TypeAlias, cast
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
@@ -117,8 +118,9 @@ def _utf16(key: str) -> bytes:
 
 def _string(text: str, path: list[str | int]) -> str:
     _check_text(text, path)
-    # Python's escapes without `ensure_ascii` are exactly those of RFC 8785, section 3.2.2.2.
-    return json.dumps(text, ensure_ascii=False)
+    # Python's escapes without `ensure_ascii` are exactly those of RFC 8785, section 3.2.2.2. `json.dumps` would make an
+    # encoder for every text, which takes ten times as long.
+    return encode_basestring(text)
 
 
 def _check_text(text: str, path: list[str | int]) -> None:

@@ -9,10 +9,13 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
-from .canonical import JsonValue
+from .canonical import JsonValue, same_json
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+_PLAIN_DEPTH = 50
+"""Of nesting that is looked through for what isn't plain JSON; far deeper values are written otherwise by pydantic."""
 
 
 def jsonable(value: Any) -> JsonValue:
@@ -39,10 +42,21 @@ def render_value(value: Any, *, text_field: bool) -> str:
         return value
     if text_field and isinstance(value, list):
         return _numbered(value)
-    data = jsonable(value)
+    data = value if _is_plain(value, _PLAIN_DEPTH) else jsonable(value)
     if isinstance(data, (dict, list)):
         return json.dumps(data, ensure_ascii=False)
     return str(data)
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Say whether the value is JSON data already, so that pydantic, slow to import, would give back the same."""
+    if type(value) is list:
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+    if type(value) is dict:
+        return depth > 0 and all(
+            type(key) is str and same_json(key) and _is_plain(item, depth - 1) for key, item in value.items()
+        )
+    return same_json(value)
 
 
 @functools.lru_cache(maxsize=512)

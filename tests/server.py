@@ -4,6 +4,8 @@ import asyncio
 import inspect
 import json
 import random
+import socket
+import struct
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +19,13 @@ Kind = Literal[
     "status",  # answer with `status`
     "hang",  # accept the request and never answer
     "drop",  # close the connection without a byte
+    "reset",  # the same, so that the client's system says "connection reset by peer"
     "truncate",  # close half-way through the body
     "garbage",  # 200 with a body that is no JSON
     "invalid_json",  # 200 with JSON cut short, of the right length
     "schema",  # 200 with JSON of another schema
     "error_200",  # 200 with an error inside, as some gateways do
+    "echo",  # answer with `status` and all headers of the request in the error's message, as careless gateways do
 ]
 
 
@@ -78,6 +82,7 @@ class ScriptedServer:
         key: if set, every other `Authorization: Bearer` is answered with 401.
         models: if set, every other model is answered with 404.
         record: whether `requests` is filled.
+        port: where to listen, so that a server can come back; 0 takes a free one.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class ScriptedServer:
         key: str | None = None,
         models: Sequence[str] | None = None,
         record: bool = True,
+        port: int = 0,
     ) -> None:
         self._answer: Answer = answer or (lambda body: str(body["messages"][-1]["content"]))
         self._latency = latency
@@ -102,7 +108,7 @@ class ScriptedServer:
         self.in_flight_peak = 0
         self.errors: list[BaseException] = []
         self._number = 0
-        self._port = 0
+        self._port = port
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -111,6 +117,10 @@ class ScriptedServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}/v1"
+
+    @property
+    def port(self) -> int:
+        return self._port
 
     @property
     def bodies(self) -> list[Body]:
@@ -144,7 +154,7 @@ class ScriptedServer:
             web.Server(self._handle, access_log=None, handler_cancellation=True), shutdown_timeout=0.1
         )
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+        site = web.TCPSite(runner, "127.0.0.1", self._port, backlog=1024, reuse_address=True)
         await site.start()
         self._port = runner.addresses[0][1]
         self._ready.set()
@@ -205,9 +215,15 @@ class ScriptedServer:
             return web.json_response({"object": "list", "data": []})
         if fault.kind == "error_200":
             return web.json_response({"error": {"message": "provider is out"}})
+        if fault.kind == "echo":
+            headers = "; ".join(f"{name}: {value}" for name, value in request.headers.items())
+            return _error(fault.status, {"message": f"bad request with {headers}"}, fault.headers)
         if fault.kind == "hang":
             await self._stop.wait()
         if request.transport is not None:
+            if fault.kind == "reset":
+                connection = request.transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             request.transport.abort()
         return web.Response()  # goes nowhere
 

@@ -5,8 +5,10 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ import vitrify as front
 from tests.commands import HELPDESK, TICKETS, Answers, compile_, vitrify, workplace
 from tests.server import ScriptedServer
 from vitrify.display import _described
+from vitrify.request import CompileRequest
 
 COMMAND = [sys.executable, "-m", "vitrify"]
+COMMANDS = ("compile", "resume", "run", "evaluate", "inspect")
 ROWS = [json.loads(line) for line in TICKETS[:60]]
 
 
@@ -51,18 +55,25 @@ def process(*args: object, stdin: str | None = None, timeout: float = 60.0) -> "
 
 def test_help() -> None:
     bare = vitrify()
-    assert bare.code == 0 and all(name in bare.stdout for name in ("compile", "run", "evaluate", "inspect"))
+    assert bare.code == 0 and all(name in bare.stdout for name in COMMANDS)
     page = vitrify("compile", "--help").stdout
     headings = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Arguments:", "Options:", "Budget:", "Search:", "Rows:", "Models:", "Output:"]
+    assert headings == ["Arguments:", "Options:", "Budget:", "Search:", "Rows:", "Models:", "Calls:", "Output:"]
     assert max(map(len, page.splitlines())) <= 80
 
 
 def test_every_option_has_help() -> None:
-    for command in ("compile", "run", "evaluate", "inspect"):
+    for command in COMMANDS:
         page = vitrify(command, "--help").stdout
         for line in page.splitlines():
             assert not re.fullmatch(r"  -\S+( \S+)?", line), line
+
+
+def test_defaults_are_shown() -> None:
+    pages = {name: " ".join(vitrify(name, "--help").stdout.split()) for name in COMMANDS}
+    assert "[default: (auto); 1<=x<=1024]" in pages["compile"] and "[default: 16; 1<=x<=1024]" in pages["run"]
+    assert "[default: 16; 1<=x<=1024]" in pages["evaluate"]
+    assert "[default: 900.0; x>=0]" in pages["compile"] and "default" not in pages["resume"]
 
 
 def test_version() -> None:
@@ -76,9 +87,8 @@ def test_compile_says_what_it_does(here: Path) -> None:
     found = compile_()
     assert found.code == 0
     lines = found.stderr.splitlines()
-    assert [re.match(r"\[(\d)/7\] (\w+)", line).groups() for line in lines if line.startswith("[")] == [  # type: ignore[union-attr]
-        ("1", "split"), ("2", "preflight"), ("3", "bootstrap"), ("4", "propose"), ("5", "search"), ("6", "certify"),
-        ("7", "emit"),
+    assert [re.match(r"\[(\d)/6\] (\w+)", line).groups() for line in lines if line.startswith("[")] == [  # type: ignore[union-attr]
+        ("1", "split"), ("2", "preflight"), ("3", "bootstrap"), ("4", "search"), ("5", "certify"), ("6", "emit"),
     ]  # fmt: skip
     assert re.search(r"\d+ trials, best \d+\.\d %, \d+ calls.*, \w+ tokens", lines[-1])
     assert "\x1b" not in found.stdout + found.stderr
@@ -211,17 +221,71 @@ def test_a_metric_that_asks_a_model(here: Path) -> None:
         assert len(server.requests) > len(asked)
 
 
+def test_the_request_is_what_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option of compile reaches the budget or the options of the compile."""
+    asked: list[CompileRequest] = []
+
+    def take(request: CompileRequest, *_: object) -> None:
+        asked.append(request)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitrify.compiling.compile_request", take)
+    limits = (
+        "--budget-seconds",
+        4,
+        "--budget-prompt-calls",
+        5,
+        "--budget-task-tokens",
+        6,
+        "--budget-task-dollars",
+        0.5,
+    )
+    calls = ("--concurrency", 3, "--patience", 7, "--hedge", "--no-cache", "--price", "1,2")
+    assert compile_(*limits, *calls).code == 130 and compile_().code == 130
+    budget = front.Budget(seconds=4, prompt=front.Budget(calls=5), task=front.Budget(tokens=6, dollars=0.5))
+    assert asked[0].budget() == budget
+    assert asked[0].options() == front.Options(
+        concurrency=3, patience=7, hedge=True, cache=False, instructions=2, demo_sets=2, max_demos=4, price=(1, 2)
+    )
+    assert asked[1].budget() == front.Budget()
+    assert asked[1].options() == front.Options(instructions=2, demo_sets=2, max_demos=4)
+
+
 def test_progress_line() -> None:
-    shown = _described(
-        Snapshot("search", done=30, planned=1200, trials=4, best=0.715, calls=61, replayed=3, tokens=12_345, seconds=6)
-    )
-    assert shown == (
-        "[5/7] search    30/1200 evaluations, 4 trials, best 71.5 %, 61 calls (+3 known already), 12k tokens, "
-        "about 4 min left in this pass"
-    )
+    snapshot = Snapshot("search", done=30, planned=1200, trials=4, best=0.715, calls=61, replayed=3, tokens=12_345)
+    snapshot = replace(snapshot, seconds=6)
+    shown = "[4/6] search    30/1200 evaluations, 4 trials, best 71.5 %, 61 calls (+3 known already), 12k tokens"
+    assert _described(snapshot) == f"{shown}, about 4 min left in this pass"
+    assert _described(snapshot, over=True) == shown
     assert "best 12.5" in _described(Snapshot("search", best=12.5)) and "%" not in _described(
         Snapshot("search", best=12.5)
     )
+
+
+@pytest.mark.parametrize("mode", ["a terminal", "a file", "quiet"])
+def test_a_note_appears_at_once(mode: str) -> None:
+    """Whoever waits for a server that is away reads so, on a live line, in a log and beside --json."""
+    code = (
+        "import sys, threading\n"
+        "from vitrify.compiler.progress import Snapshot\n"
+        "from vitrify.display import make_progress\n"
+        f"with make_progress(quiet={mode == 'quiet'}) as progress:\n"
+        "    progress.update(Snapshot('search', done=3, planned=9))\n"
+        "    thread = threading.Thread(target=progress.note, args=('the server at [x] is away: waiting',))\n"
+        "    thread.start(); thread.join()\n"
+        "    sys.stdin.readline()\n"
+        "    progress.update(Snapshot('certify'))\n"
+    )
+    master, slave = pty.openpty() if mode == "a terminal" else os.pipe()
+    environ = {**os.environ, "COLUMNS": "150", "TERM": "xterm"}
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=slave, env=environ)
+    shown = b""
+    while b"waiting" not in shown and select.select([master], [], [], 20)[0]:
+        shown += os.read(master, 65536)
+    assert child.poll() is None and b"note: the server at [x] is away: waiting" in shown
+    child.communicate(b"\n", timeout=20)
+    os.close(slave)
+    os.close(master)
 
 
 def test_a_terminal_gets_one_live_line(here: Path) -> None:
@@ -249,7 +313,7 @@ def test_a_terminal_gets_one_live_line(here: Path) -> None:
     os.close(master)
     assert child.wait(30) == 0
     text = shown.decode()
-    assert "\x1b[2K" in text and "[5/7] search" in text and "trials, best" in text
+    assert "\x1b[2K" in text and "[4/6] search" in text and "trials, best" in text
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).rstrip().splitlines()[-1]
     assert last.startswith("wrote out.json")
 

@@ -1,6 +1,8 @@
 """Metrics of a compile: what they may return and see, and the models that they ask by themselves."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import dspy
 import pytest
 from vitrify.compiler.metric import MetricBug
 from vitrify.compiler.outcome import Refused
-from vitrify.signatures.errors import MetricError
+from vitrify.signatures.errors import MetricError, WorkError
 
 import vitrify
 
@@ -146,6 +148,32 @@ def test_the_method_is_put_back(compiled: Callable[..., vitrify.Artifact]) -> No
     before = dspy.BaseLM.__call__, dspy.BaseLM.acall
     compiled(data=TICKETS[:60])
     assert before == (dspy.BaseLM.__call__, dspy.BaseLM.acall)
+
+
+def test_calls_from_plain_threads_are_metered_and_those_of_a_pool_that_stays_are_refused(
+    compiled: Callable[..., vitrify.Artifact], tmp_path: Path
+) -> None:
+    class Threaded(Desk):
+        pool: Any = None
+
+        def forward(self, message: str) -> dspy.Prediction:
+            with self.pool or ThreadPoolExecutor(1) as pool:
+                return pool.submit(super().forward, message=message).result()
+
+    model = Counting()
+    artifact = compiled(Threaded(), lm=model, run_dir=tmp_path / "threads")
+    assert artifact.provenance.calls == len(set(model.asked))
+    assert compiled().evidence.baseline == artifact.evidence.baseline
+
+    class Kept(ThreadPoolExecutor):
+        def __exit__(self, *_: Any) -> None:
+            """Stay."""
+
+    staying = Threaded()
+    staying.pool = Kept(1)
+    with pytest.raises(WorkError, match="outlives its evaluation"):
+        compiled(staying, run_dir=tmp_path / "kept")
+    assert threading.Thread.start.__module__ == "threading"
 
 
 def test_a_judge_that_is_refused_is_no_bug_of_the_metrics(compiled: Callable[..., vitrify.Artifact]) -> None:

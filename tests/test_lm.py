@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from vitrify.programs.lm import LM, Capabilities, LMError, Reply, Request, Retry, Usage
 from vitrify.programs.openai import OpenAICompatible
 from vitrify.programs.openai_wire import decode, encode, is_reasoning_model, known_capabilities, retry_after, wire_name
-from vitrify.programs.transport import proxy_for
+from vitrify.programs.pool import proxy_for
 from vitrify.signatures.errors import ModelError, WorkError
 
 from tests.server import Fault, Faults, ScriptedServer, at_random, nth

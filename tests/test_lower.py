@@ -20,7 +20,7 @@ from vitrify.signatures.signature import SignatureSpec
 from vitrify.signatures.types import Default, Scalar, Unsupported
 from vitrify.signatures.values import jsonable, render_value
 
-from .strategies import profile, signatures, texts, wild
+from .strategies import json_values, profile, signatures, texts, wild
 
 
 class Team(str, enum.Enum):  # noqa: UP042 - the spelling most users know
@@ -183,3 +183,60 @@ def test_values_are_rendered_as_dspy_does(value: Any) -> None:
         else:
             assert theirs == render_value(value, text_field=annotation is str)
     json.dumps(jsonable(value))
+
+
+def nested(depth: int, kind: type) -> Any:
+    value: Any = "x"
+    for _ in range(depth):
+        value = [value] if kind is list else {"k": value}
+    return value
+
+
+class Text(str):
+    """Text that prints as something else where its class shows."""
+
+    def __repr__(self) -> str:
+        return "Text()"
+
+    __str__ = __repr__
+
+
+class Number(int):
+    def __repr__(self) -> str:
+        return "Number()"
+
+    __str__ = __repr__
+
+
+def in_itself() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+PLAIN = [
+    0, -1, 2**70, True, None, 1.0, -0.0, 1e16, 1e-7, float("nan"), float("-inf"), [], {}, [1.0, True, None, "é\n"],
+    {"b": 1, "a": [2.5, {"": None}]}, {1: 2}, {None: 1}, {True: 1}, {1.5: 1}, {"a": float("nan")}, ["\ud800"],
+    {"\ud800": 1}, [Text("a")], {Text("a"): 1}, [Number(1)], Number(1), (1, [2]), [(1,)], [{1}], [b"a"],
+    [shared := ["x"], shared], {"a": shared, "b": shared}, in_itself(),
+    *(nested(depth, kind) for depth in (5, 49, 50, 51, 52, 254, 255, 256, 257, 400) for kind in (list, dict)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(len(PLAIN)))
+def test_plain_data_is_rendered_as_dspy_does(index: int) -> None:
+    from dspy.adapters.utils import format_field_value
+
+    info = dspy.InputField()
+    info.annotation = Any
+    assert format_field_value(info, PLAIN[index]) == render_value(PLAIN[index], text_field=False)
+
+
+@profile(300)
+@given(json_values)
+def test_json_data_is_rendered_as_dspy_does(value: Any) -> None:
+    from dspy.adapters.utils import format_field_value
+
+    info = dspy.InputField()
+    info.annotation = Any
+    assert format_field_value(info, value) == render_value(value, text_field=False)

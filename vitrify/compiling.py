@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .boundary import explain
-from .loading import check_output, load_program, parse_price
+from .loading import check_output, load_program
 from .programs.artifact import Artifact
 from .request import Changes, CompileRequest, Recorded, base_url, public, read_request
 from .signatures.errors import ArtifactError, RequestError, VitrifyError
 
 if TYPE_CHECKING:
-    from .compiler.options import Options
     from .compiler.progress import Progress, Snapshot
 
 
@@ -38,7 +37,7 @@ def compile_request(
     from .compiler.compile import default_run_dir, prepare
     from .front import resolve_strategy
 
-    budget, options = request.budget(), _options(request)
+    budget, options = request.budget(), request.options()
     program, strategy = load_program(request.program), resolve_strategy(options.strategy)
     data: Any = request.data
     folder = run_dir
@@ -101,34 +100,6 @@ def resume(run: Path, changes: Changes, progress: "Progress") -> tuple[Artifact,
 def resume_command(run: Path) -> str:
     """Return the command that goes on with a run, as it can be typed in a shell."""
     return f"vitrify resume {shlex.quote(str(run))}"
-
-
-def _options(request: CompileRequest) -> "Options":
-    from .compiler.options import Options
-
-    return Options(
-        prompt_lm=request.prompt_lm,
-        teacher=None if request.teacher is None else load_program(request.teacher),
-        start=request.start,
-        effort=request.effort,  # type: ignore[arg-type]  # Options checks it and says the rule
-        concurrency=request.concurrency,
-        patience=request.patience,
-        hedge=request.hedge,
-        cache=request.cache,
-        test=request.test,
-        select=request.select,
-        group=request.group,
-        accept=request.accept,
-        failure_score=request.failure_score,
-        instructions=request.instructions,
-        demo_sets=request.demo_sets,
-        max_demos=request.max_demos,
-        formats=tuple(name for name in request.formats.split(",") if name),
-        temperature=request.temperature,
-        max_tokens=request.max_tokens,
-        price=parse_price(request.price),
-        api_base=request.api_base,
-    )
 
 
 def _check(run: Path, recorded: Recorded, changes: Changes) -> None:

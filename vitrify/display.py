@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from .compiler.progress import Snapshot
     from .evaluation import Evaluation
 
-PASSES = ("split", "preflight", "bootstrap", "propose", "search", "certify", "emit")
+PASSES = ("split", "preflight", "bootstrap", "search", "certify", "emit")
+"""What is shown, in order; proposals are asked for beside the search."""
 
 
 class _Quiet:
@@ -83,7 +84,7 @@ class _Screen:
 
     def note(self, text: str) -> None:
         """Print a sentence above the line."""
-        self._live.console.print(f"note: {escape(text)}", style="yellow")
+        self._live.console.print(f"note: {escape(text)}", style="yellow", highlight=False)
 
 
 def _described(snapshot: "Snapshot", *, over: bool = False) -> str:

@@ -17,6 +17,7 @@ from .signatures.errors import ArtifactError, RequestError, nearest
 
 if TYPE_CHECKING:
     from .compiler.budget import Budget
+    from .compiler.options import Options
 
 FILE = "request.json"
 FORMAT = "vitrify-request/1"
@@ -84,6 +85,29 @@ class CompileRequest(_Data):
             seconds=self.budget_seconds,
             prompt=part("budget_prompt_"),
             task=part("budget_task_"),
+        )
+
+    def options(self) -> "Options":
+        """Return the options of the compile, with the teacher loaded."""
+        from .compiler.options import Options
+        from .loading import load_program, parse_price
+
+        same = ("prompt_lm", "start", "effort", "concurrency", "patience", "hedge", "cache", "test", "select", "group")
+        more = (
+            "accept",
+            "failure_score",
+            "instructions",
+            "demo_sets",
+            "max_demos",
+            "temperature",
+            "max_tokens",
+            "api_base",
+        )
+        return Options(
+            teacher=None if self.teacher is None else load_program(self.teacher),
+            formats=tuple(name for name in self.formats.split(",") if name),
+            price=parse_price(self.price),
+            **{name: getattr(self, name) for name in (*same, *more)},
         )
 
     def changed(self, changes: "Changes") -> Self:

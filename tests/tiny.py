@@ -1,0 +1,276 @@
+"""A compile of some 280 calls and half a second, in this process or in a real one that can be killed.
+
+Run as a module it is a nursery: a process that has imported everything and forks a child for each line on its stdin, so
+that a hundred compiles can be killed in the time that a hundred imports would take.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+import vitrify
+from tests.commands import ROOT, TICKETS, Answers
+from tests.desks import Desk
+from tests.server import ScriptedServer
+from vitrify.programs.lm import LMError, Retry
+from vitrify.programs.openai import OpenAICompatible
+
+ROWS: list[dict[str, Any]] = [json.loads(line) for line in TICKETS[:60]]
+"""The data; of it 18 rows are the select set and 24 the sealed test."""
+
+SERVED = "openai/scripted"
+PASSES = ("preflight", "bootstrap", "propose", "search", "certify", "emit")
+
+
+def tiny(**more: Any) -> vitrify.Options:
+    """Return the options of a tiny compile; nothing comes from or goes to other runs."""
+    return vitrify.Options(
+        **{"instructions": 2, "demo_sets": 2, "max_demos": 4, "concurrency": 8, "cache": False, **more}
+    )
+
+
+def compile_tiny(
+    url: str, run_dir: Path, *, program: Any = None, metric: Any = "exact:team", lm: Any = SERVED, data: Any = None,
+    budget: vitrify.Budget | None = None, **options: Any,
+) -> bytes:  # fmt: skip
+    """Compile a program of one predictor through a server and return the artifact's bytes."""
+    chosen = tiny(api_base=url, **options)
+    rows = ROWS if data is None else data
+    found = vitrify.compile(
+        program or Desk(), rows, metric, lm=lm, budget=budget, run_dir=run_dir, options=chosen
+    )  # fmt: skip
+    return found.to_bytes()
+
+
+def serving(**more: Any) -> ScriptedServer:
+    """Return a server whose answers are a function of the request, right more often where there are demonstrations."""
+    return ScriptedServer(Answers(ROWS), **more)
+
+
+def client(url: str, timeout: float = 0.5) -> OpenAICompatible:
+    """Return the model with a short time-out, which no option gives."""
+    return OpenAICompatible(SERVED, api_base=url, timeout=timeout, retry=Retry(attempts=1))
+
+
+def hasten(monkeypatch: pytest.MonkeyPatch, by: float = 50.0) -> None:
+    """Shorten the waits between attempts and in a pause: what they are is tested elsewhere."""
+    asked = Retry.delay
+
+    def sooner(self: Retry, attempt: int, error: LMError, uniform: float) -> float | None:
+        delay = asked(self, attempt, error, uniform)
+        return None if delay is None else delay / by
+
+    monkeypatch.setattr(Retry, "delay", sooner)
+    monkeypatch.setattr("vitrify.compiler.outage.QUICK", 1.0 / by)
+
+
+def asked_of(server: ScriptedServer) -> Counter[str]:
+    """Return how often each request arrived."""
+    return Counter(json.dumps(body, sort_keys=True) for body in server.bodies)
+
+
+def repeats(server: ScriptedServer, plain: Counter[str]) -> int:
+    """Return how many calls were made more often than in the undisturbed run."""
+    return sum(max(0, count - plain[body]) for body, count in asked_of(server).items())
+
+
+# The ledger -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run's directory says, as far as its last whole line.
+
+    Attributes:
+        lines: The ledger.
+    """
+
+    lines: list[Any]
+
+    @classmethod
+    def of(cls, run_dir: Path) -> Self:
+        data = (run_dir / "ledger.jsonl").read_bytes()
+        return cls([json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()])
+
+    def count(self, kind: str) -> int:
+        """Return how many lines are of a kind."""
+        return sum(line["kind"] == kind for line in self.lines)
+
+    @property
+    def attempts(self) -> int:
+        """Attempts at servers, those that a client made by itself included."""
+        again = sum(line["again"] for line in self.lines if line["kind"] == "failure")
+        own = sum(line["reply"]["attempts"] - 1 for line in self.lines if line["kind"] == "reply")
+        return self.count("attempt") + int(again) + int(own)
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts of which it isn't said what became of them."""
+        return self.count("attempt") - self.count("reply") - self.count("failure") - self.count("hedged")
+
+    def lengths(self) -> dict[str, int]:
+        """Return how many lines follow the first word of each pass, up to the first of the next."""
+        first: dict[str, int] = {}
+        for number, line in enumerate(self.lines):
+            if line["kind"] == "pass":
+                first.setdefault(line["name"], number)
+        ends = [*first.values(), len(self.lines)]
+        return {name: ends[index + 1] - begin for index, (name, begin) in enumerate(first.items())}
+
+
+# Real processes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a child.
+
+    Attributes:
+        status: Its exit code, or minus the signal.
+        error: Class and text of what it raised, or nothing.
+        artifact: What it made, or nothing.
+    """
+
+    status: int
+    error: str
+    artifact: bytes
+
+
+class Nursery:
+    """`with Nursery() as nursery: child = nursery.start(server.url, folder)`: one child at a time."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.tiny"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(20)
+
+    def start(self, url: str, folder: Path, *, file_limit: int | None = None, hurry: float = 1.0, **more: Any) -> int:
+        """Begin a compile in `folder / "run"` and return the child's pid.
+
+        Args:
+            url: The server's.
+            folder: Also of `out.json`, `error.txt` and what the child says.
+            file_limit: The longest file in bytes that the child may write.
+            hurry: See `hasten`.
+            more: Arguments of `compile_tiny` that are JSON.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        request = {"url": url, "folder": str(folder), "file_limit": file_limit, "hurry": hurry, "more": more}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._line())
+
+    def wait(self) -> Ended:
+        """Return what became of the child."""
+        status = int(self._line())
+        made, error = self._folder / "out.json", self._folder / "error.txt"
+        return Ended(
+            status,
+            error.read_text() if error.exists() else "",
+            made.read_bytes() if made.exists() else b"",
+        )
+
+    def run(self, url: str, folder: Path, **more: Any) -> Ended:
+        """Begin a compile and wait for its end."""
+        self.start(url, folder, **more)
+        return self.wait()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the nursery has died"
+        return line
+
+
+def kill_after(pid: int, run_dir: Path, stage: str, lines: int, seconds: float = 30.0) -> None:
+    """Kill a child once its ledger has so many lines after this process's first word of a pass."""
+    file, until = run_dir / "ledger.jsonl", time.monotonic() + seconds
+    begun = file.stat().st_size if file.exists() else 0
+    word = json.dumps({"kind": "pass", "name": stage}).encode() + b"\n"
+    while time.monotonic() < until and Path(f"/proc/{pid}").exists():
+        if file.exists():
+            with file.open("rb") as stream:
+                stream.seek(begun)
+                _, found, after = stream.read().partition(word)
+            if found and after.count(b"\n") >= lines:
+                break
+        time.sleep(0.001)
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it was quicker
+
+
+@contextmanager
+def limited_files(limit: int | None) -> Iterator[None]:
+    """Let files grow to so many bytes at most, as on a disk that is full."""
+    if limit is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def _child(request: Mapping[str, Any]) -> int:
+    """Be the forked child: compile, and leave behind what came of it."""
+    folder, more = Path(request["folder"]), dict(request["more"])
+    for name in ("out.json", "error.txt"):
+        (folder / name).unlink(missing_ok=True)
+    said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    patch = pytest.MonkeyPatch()
+    if request["hurry"] != 1:
+        hasten(patch, request["hurry"])
+    if isinstance(more.get("budget"), int):
+        more["budget"] = vitrify.Budget(calls=more["budget"])
+    try:
+        with limited_files(request["file_limit"]):
+            made = compile_tiny(request["url"], folder / "run", **more)
+    except Exception as error:
+        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
+        return int(getattr(error, "exit_code", 70))
+    (folder / "out.json").write_bytes(made)
+    return 0
+
+
+def main() -> None:
+    """Fork a child for each line on stdin; say its pid, and then its exit code."""
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            status = 71
+            try:
+                status = _child(json.loads(line))
+            finally:
+                os._exit(status)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
