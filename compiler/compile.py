@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from ..programs.artifact import Artifact, read_artifact
+from ..programs.cache import ReplyCache
 from ..programs.candidate import Candidate, fits
 from ..programs.dataflow import Flow, seal_program
 from ..programs.lm import Retry
@@ -84,7 +85,7 @@ def compile(
             interrupted = True
             raise
         finally:
-            run.evaluator.close(abandon=interrupted)
+            run.close(abandon=interrupted)
 
 
 def _run(job: Job, ledger: Ledger) -> Run:
@@ -106,7 +107,11 @@ def _run(job: Job, ledger: Ledger) -> Run:
         failure_score=options.failure_score,
         pace=Pace(options.concurrency),
         manners=Manners(
-            patience=options.patience, hedge=options.hedge, weighed=job.budget.weighed, notice=notices.append
+            patience=options.patience,
+            hedge=options.hedge,
+            weighed=job.budget.weighed,
+            cache=ReplyCache(home() / "cache") if options.cache else None,
+            notice=notices.append,
         ),
         price=prices.of,
     )
@@ -373,6 +378,11 @@ def _check_prices(job: Job, prices: Prices) -> None:
             )
 
 
+def home() -> Path:
+    """Return the folder of runs and of what they share."""
+    return Path(os.environ.get("VITRIFY_HOME", ".vitrify"))
+
+
 def default_run_dir(job: Job) -> Path:
     """Return the directory that equal requests share, so that repeating one, with more budget too, continues it."""
     options = job.options
@@ -394,4 +404,4 @@ def default_run_dir(job: Job) -> Path:
             [options.group, options.instructions, options.demo_sets, options.max_demos, list(options.formats)],
         ]
     )
-    return Path(os.environ.get("VITRIFY_HOME", ".vitrify")) / "runs" / f"{job.target.spec.name.lower()}-{identity[:10]}"
+    return home() / "runs" / f"{job.target.spec.name.lower()}-{identity[:10]}"

@@ -162,7 +162,10 @@ class Evaluator:
             known = self._lms.get(id(owner))
             if known is None:
                 lm, decoding = make()
-                manners = replace(self.manners, retry=_retry(lm), price=self.price(lm.name), pace=self.pace)
+                shared = self.manners.cache if isinstance(lm, OpenAICompatible | DspyLM) else None
+                manners = replace(
+                    self.manners, retry=_retry(lm), price=self.price(lm.name), pace=self.pace, cache=shared
+                )
                 metered = MeteredLM(lm, self.ledger, self.meter, scope_in_force, manners, self._flights)
                 known = EngineLM(metered, **dict(decoding))
                 self._lms[id(owner)] = known

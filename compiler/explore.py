@@ -20,6 +20,10 @@ NEIGHBOURS = 4
 """One-slot changes that each draw considers, of its additive best and of its best known point."""
 
 
+FRESH = 4
+"""Random points of a list that each draw considers: the luckiest of all that are unknown would always win."""
+
+
 class Explorer(Protocol):
     """What proposes points while the search explores."""
 
@@ -110,9 +114,10 @@ class Additive:
             unknown = [place for place, point in enumerate(self.listing.points) if point not in self.scores.rows]
             if not unknown:
                 return []
-            values = draw.unknown(self.listing.levels[unknown])
-            place = int(np.argmax(values))
-            return [(self.listing.points[unknown[place]], float(values[place]))]
+            additive = draw.additive(self.listing.levels[unknown])
+            some = [int(np.argmax(additive)), *self.rng.integers(len(unknown), size=FRESH).tolist()]
+            values = draw.unknown(self.listing.levels[[unknown[place] for place in some]])
+            return [(self.listing.points[unknown[place]], float(value)) for place, value in zip(some, values, strict=True)]
         top = tuple(int(np.argmax(draw.effects[of])) for of in self.columns.of)
         pool = {top: None}
         for centre in (top, best or top):
@@ -147,9 +152,13 @@ class Draw:
 
     def unknown(self, levels: Ints) -> Floats:
         """Return values of points that were never asked for."""
-        additive = self.effects[self.cell.normal.design.columns.at(levels)].sum(axis=1)
         own = float(np.sqrt(self.cell.normal.omega2))
-        values: Floats = additive + own * self.rng.standard_normal(len(levels))
+        values: Floats = self.additive(levels) + own * self.rng.standard_normal(len(levels))
+        return values
+
+    def additive(self, levels: Ints) -> Floats:
+        """Return the sums of the levels' effects."""
+        values: Floats = self.effects[self.cell.normal.design.columns.at(levels)].sum(axis=1)
         return values
 
 

@@ -166,6 +166,17 @@ class Run:
             },
         )
 
+    def close(self, *, abandon: bool) -> None:
+        """Stop the workers and close the models' connections; `abandon` gives up the calls in flight, as on Ctrl-C."""
+        self.evaluator.close(abandon=abandon)
+        cache = self.evaluator.manners.cache
+        if cache is not None:
+            cache.close()
+            if cache.problem is not None:
+                self.notices.append(cache.problem)
+        if not abandon:
+            self.show()
+
     def prefetch(self, candidate: Candidate, examples: Sequence[Example], errand: Errand) -> None:
         """Ask for what a later pass will need, whenever there is nothing better to do.
 

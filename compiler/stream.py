@@ -351,6 +351,8 @@ class _Stream:
     def _duel(self) -> Point | None:
         """Return the favourite or the baseline, whoever was asked for less; then whoever may yet be better."""
         scores = self.scores
+        if self.surrogate is None and scores.space.size > len(self.listing.points) and self.flying:
+            return None
         pair = [point for point in (self.home, scores.points[self._leader()]) if scores.depth(point) < scores.blocks]
         if pair:
             return min(pair, key=scores.depth)

@@ -12,6 +12,15 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 HELPDESK = EXAMPLES / "helpdesk" / "program.py"
 
 
+@pytest.fixture(autouse=True)
+def _own_home(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Give every test a home of its own, as the working directory `here` is: runs share a cache there."""
+    if "here" not in request.fixturenames:
+        monkeypatch.setenv("VITRIFY_HOME", str(tmp_path_factory.mktemp("home")))
+
+
 def compile_small(program: Any, rows: Any, metric: Any, run_dir: Path) -> Any:
     """Compile with the embedded model and as little search as makes an artifact."""
     import vitrify

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import dspy
+import pydantic
 import pytest
 
 import vitrify
@@ -13,6 +15,9 @@ from tests.conftest import EXAMPLES
 
 NEVER = ("optuna", "datasets", "pandas", "pyarrow", "diskcache", "sklearn", "torch")
 NEVER_SEALED = (*NEVER, "dspy", "numpy", "scipy", "litellm", "openai", "typer", "rich", "jinja2", "tqdm", "aiohttp")
+
+NEVER_PLAIN = (*NEVER_SEALED, "pydantic", "pydantic_core", "annotated_types", "json_repair")
+"""What a sealed program whose outputs are texts, labels and the like does without, until a reply needs mending."""
 
 
 def fresh(code: str) -> tuple[Any, set[str]]:
@@ -35,8 +40,64 @@ print(json.dumps([desk(message=m).toDict() for m in {messages!r}]))
 """
     there, modules = fresh(code)
     assert [here(message=message).toDict() for message in messages] == there
-    assert "pydantic" in modules
-    assert set() == modules & set(NEVER_SEALED)
+    assert {"vitrify", "hashlib"} <= modules
+    assert set() == modules & set(NEVER_PLAIN)
+
+
+@pytest.mark.slow
+def test_a_sealed_program_is_loaded_for_a_server_without_pydantic_and_without_aiohttp(saved: Path) -> None:
+    name, modules = fresh(
+        f"import json, vitrify; desk = vitrify.load({str(saved)!r}, lm='openai/gpt-4o', api_key='k');"
+        "print(json.dumps(desk.model.lm.name))"
+    )
+    assert "openai/gpt-4o" == name
+    assert {"vitrify", "hashlib"} <= modules
+    assert set() == modules & set(NEVER_PLAIN)
+
+
+class Item(pydantic.BaseModel):
+    """A type that only pydantic reads."""
+
+    name: str
+    tags: Annotated[list[str], pydantic.Field(max_length=3)]
+
+
+class Listing(dspy.Signature):
+    """List what is asked for."""
+
+    passages: list[str] = dspy.InputField()
+    count: int = dspy.OutputField()
+
+
+class Reading(Listing):
+    """Read the item."""
+
+    item: Item = dspy.OutputField()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signature, needed", [(Listing, False), (Reading, True)])
+def test_pydantic_is_imported_at_load_where_a_type_may_not_be_built(
+    signature: type[dspy.Signature], needed: bool, tmp_path: Path
+) -> None:
+    rows = [{"passages": ["a", "b"], "count": n, "item": {"name": "x", "tags": []}} for n in range(40)]
+    program = dspy.Predict(signature)
+    made = vitrify.compile(
+        program, rows, lambda example, pred, trace=None: True, lm="embedded", run_dir=tmp_path / "run",
+        options=vitrify.Options(instructions=0, demo_sets=1),
+    )  # fmt: skip
+    assert needed or made.canaries  # whose lists of passages are written at load
+    made.save(tmp_path / "a.json")
+    code = f"""
+import json, sys, vitrify
+loaded = vitrify.load({str(tmp_path / "a.json")!r})
+before = "pydantic" in sys.modules
+print(json.dumps([before, loaded(passages=["a", "b"]).count]))
+"""
+    (before, count), modules = fresh(code)
+    assert needed == before
+    assert vitrify.load(tmp_path / "a.json")(passages=["a", "b"]).count == count
+    assert "pydantic" in modules  # which reads the count
 
 
 @pytest.mark.slow

@@ -206,16 +206,24 @@ class Nursery:
 def kill_after(pid: int, run_dir: Path, stage: str, lines: int, seconds: float = 30.0) -> None:
     """Kill a child once its ledger has so many lines after this process's first word of a pass."""
     file, until = run_dir / "ledger.jsonl", time.monotonic() + seconds
-    begun = file.stat().st_size if file.exists() else 0
+    place = file.stat().st_size if file.exists() else 0
     word = json.dumps({"kind": "pass", "name": stage}).encode() + b"\n"
+    left: int | None = None
+    seen = b""
     while time.monotonic() < until and Path(f"/proc/{pid}").exists():
-        if file.exists():
+        if file.exists() and file.stat().st_size > place:
             with file.open("rb") as stream:
-                stream.seek(begun)
-                _, found, after = stream.read().partition(word)
-            if found and after.count(b"\n") >= lines:
-                break
-        time.sleep(0.001)
+                stream.seek(place)
+                new = stream.read()
+            place += len(new)
+            if left is None:
+                _, found, new = (seen + new).partition(word)
+                left, seen = (lines, b"") if found else (None, _[-len(word) :])
+            if left is not None:
+                left -= new.count(b"\n")
+                if left <= 0:
+                    break
+        time.sleep(0.002)
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:

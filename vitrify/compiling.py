@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .boundary import explain
 from .loading import check_output, load_program
 from .programs.artifact import Artifact
@@ -84,6 +85,10 @@ def resume(run: Path, changes: Changes, progress: "Progress") -> tuple[Artifact,
     """
     recorded, here = read_request(run), Path.cwd()
     _check(run, recorded, changes)
+    if recorded.vitrify != __version__:
+        progress.note(
+            f"{run} was begun by vitrify {recorded.vitrify}, and this is {__version__}: what it asks otherwise is paid."
+        )
     for name in recorded.changed():
         progress.note(
             f"{name} has changed since {run} was begun: what is still asked alike is known, the rest is paid."
