@@ -36,6 +36,7 @@ from .prices import Prices
 from .run import Run
 from .splits import Splits, split
 from .state import Job, State
+from .stopped import leave_incumbent
 from .strategy import Strategy
 from .supply import source_of, supply
 
@@ -70,22 +71,25 @@ def compile(
     Raises:
         RequestError: If the request is wrong; before money is spent where that can be known.
         WorkError: If the work failed; what was paid is kept in the run directory.
+        KeyboardInterrupt: As it came, with `run_dir` and, where the best program so far could be written there,
+            `uncertified`: their paths.
     """
     job = prepare(program, data, metric, lm, strategy, budget or Budget(), seed, options or Options())
     folder = Path(run_dir) if run_dir is not None else default_run_dir(job)
     with Ledger(folder) as ledger, metering_foreign_calls():
         run = _run(job, ledger)
-        interrupted = False
+        state: State | None = None
         try:
             state = State(job, split_pass(job, run))
             for step in (preflight, supply, search, certify):
                 state = step(state, run)
             return emit(state, run)
-        except KeyboardInterrupt:
-            interrupted = True
+        except KeyboardInterrupt as stop:
+            run.close(abandon=True)
+            leave_incumbent(stop, state, run)
             raise
         finally:
-            run.close(abandon=interrupted)
+            run.close(abandon=False)
 
 
 def _run(job: Job, ledger: Ledger) -> Run:

@@ -154,8 +154,9 @@ def _model(state: State) -> ModelRecord:
 def _evidence(state: State) -> EvidenceRecord:
     assert state.certificate is not None
     found = state.certificate.evidence
+    sealed = state.certificate.certified and state.splits.sealed_claim
     return EvidenceRecord(
-        improved=found.improved and state.splits.sealed_claim,
+        improved=found.improved and sealed,
         baseline=found.baseline,
         compiled=found.compiled,
         difference=found.difference,
@@ -164,15 +165,18 @@ def _evidence(state: State) -> EvidenceRecord:
         p_value=found.p_value,
         n=found.n,
         method=found.method,
-        sealed=state.splits.sealed_claim,
+        sealed=sealed,
+        certified=state.certificate.certified,
     )
 
 
 def _selection(state: State) -> SelectionRecord:
-    assert state.levels is not None and state.found is not None
+    assert state.levels is not None and state.found is not None and state.certificate is not None
     found = state.found
     won = found.shipped != state.levels.space.baseline
-    if won:
+    if not state.certificate.certified:
+        reason = f"uncertified: {found.reason}; the select set gives it a probability of {found.probability:.3f} so far"
+    elif won:
         reason = f"the select set gives it a probability of {found.probability:.3f} to beat the baseline"
     elif not state.levels.slots:
         reason = "there was nothing to choose from: no predictor can be tuned, or nothing was proposed"

@@ -117,7 +117,9 @@ class Additive:
             additive = draw.additive(self.listing.levels[unknown])
             some = [int(np.argmax(additive)), *self.rng.integers(len(unknown), size=FRESH).tolist()]
             values = draw.unknown(self.listing.levels[[unknown[place] for place in some]])
-            return [(self.listing.points[unknown[place]], float(value)) for place, value in zip(some, values, strict=True)]
+            return [
+                (self.listing.points[unknown[place]], float(value)) for place, value in zip(some, values, strict=True)
+            ]
         top = tuple(int(np.argmax(draw.effects[of])) for of in self.columns.of)
         pool = {top: None}
         for centre in (top, best or top):

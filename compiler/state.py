@@ -136,11 +136,13 @@ class Certificate:
         evidence: Winner against baseline.
         baseline: The baseline's outcomes, in the order of the test set.
         compiled: The winner's.
+        certified: Whether the test was opened; if not, the evidence is the select set's so far.
     """
 
     evidence: Evidence
     baseline: tuple[Outcome, ...]
     compiled: tuple[Outcome, ...]
+    certified: bool = True
 
 
 @dataclass(frozen=True)

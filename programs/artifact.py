@@ -120,9 +120,13 @@ class EvidenceRecord(Record):
     method: str
     sealed: bool
     """Whether the rows were a sealed test; false where the data was too small for one."""
+    certified: bool
+    """Whether the run came to its end; if not, these are the select set's figures so far, and nothing is claimed."""
 
     def __str__(self) -> str:
         where = f"on {self.n} {self._rows()}"
+        if not self.n:
+            return "uncertified: the run was stopped before anything was known"
         if self.method.startswith("none"):
             return f"{self.shown(self.baseline)} {where}: the baseline ships, so there is no difference"
         return f"{self.shown(self.baseline)} -> {self.shown(self.compiled)} {where}: {self.gain}{self.claim}"
@@ -149,6 +153,8 @@ class EvidenceRecord(Record):
         """What follows where no gain is claimed; empty where one is."""
         if self.improved:
             return ""
+        if not self.certified:
+            return "; uncertified: the run was stopped before the sealed test"
         if not self.sealed:
             return "; too few rows to claim a gain"
         return "; no gain is claimed: the interval holds zero" + (
@@ -156,6 +162,8 @@ class EvidenceRecord(Record):
         )
 
     def _rows(self) -> str:
+        if not self.certified:
+            return "select rows"
         return "sealed test rows" if self.sealed else "held-out rows"
 
 

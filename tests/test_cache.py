@@ -286,10 +286,11 @@ def test_what_is_locked_for_a_while_is_written_afterwards(tmp_path: Path) -> Non
     other = sqlite3.connect(tmp_path / "cache.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     cache.put(KEY, REPLY)
-    threading.Timer(0.6, lambda: (other.execute("ROLLBACK"), other.close())).start()
+    threading.Timer(0.6, other.execute, ["ROLLBACK"]).start()
     assert cache.get(KEY) is None  # readers don't wait for writers
     cache.close()
     assert cache.problem is None
+    other.close()
     assert REPLY == kept(tmp_path)
 
 

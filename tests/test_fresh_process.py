@@ -80,11 +80,11 @@ class Reading(Listing):
 def test_pydantic_is_imported_at_load_where_a_type_may_not_be_built(
     signature: type[dspy.Signature], needed: bool, tmp_path: Path
 ) -> None:
-    rows = [{"passages": ["a", "b"], "count": n, "item": {"name": "x", "tags": []}} for n in range(40)]
+    rows = [{"passages": [f"a {n}", "b"], "count": n, "item": {"name": "x", "tags": []}} for n in range(60)]
     program = dspy.Predict(signature)
     made = vitrify.compile(
         program, rows, lambda example, pred, trace=None: True, lm="embedded", run_dir=tmp_path / "run",
-        options=vitrify.Options(instructions=0, demo_sets=1),
+        options=vitrify.Options(instructions=0, demo_sets=2),
     )  # fmt: skip
     assert needed or made.canaries  # whose lists of passages are written at load
     made.save(tmp_path / "a.json")

@@ -105,7 +105,7 @@ def test_half_a_line_is_dropped(nursery: Nursery, plain: Undisturbed, tmp_path: 
 # Disks ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.0005, 0.2, 0.6, 0.95])
+@pytest.mark.parametrize("share", [0.0005, 0.5])
 def test_full_disk(nursery: Nursery, plain: Undisturbed, tmp_path: Path, share: float) -> None:
     """A sentence, exit code 1, and a run that goes on once there is room; nothing that was answered is lost."""
     size = sum(len(json.dumps(line)) + 1 for line in plain.record.lines)
@@ -131,21 +131,20 @@ def test_full_disk_at_the_very_end(nursery: Nursery, plain: Undisturbed, tmp_pat
         assert len(server.requests) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions don't bind root")
-def test_read_only_run_directory(plain: Undisturbed, tmp_path: Path) -> None:
+def test_read_only_run_directory(nursery: Nursery, plain: Undisturbed, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with serving() as server:
-        compile_tiny(server.url, run)
+        kill_after(nursery.start(server.url, tmp_path), run, "search", 30)
+        assert nursery.wait().status == SIGKILL
         before = len(server.requests)
-        for item in (run / "ledger.jsonl", run / "lock", run):
+        for item in (run, *run.iterdir()):
             item.chmod(item.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
-        with pytest.raises(VitrifyError, match="can't be"):
-            compile_tiny(server.url, run)
-        run.chmod(0o755)
-        for item in run.iterdir():
-            item.chmod(0o644)
-        assert compile_tiny(server.url, run) == plain.artifact
+        refused = nursery.run(server.url, tmp_path, bound=True)
+        assert refused.status == 2 and "run_dir" in refused.error and "can't be" in refused.error, refused
         assert len(server.requests) == before
+        for item in (run, *run.iterdir()):
+            item.chmod(item.stat().st_mode | stat.S_IWUSR)
+        assert nursery.run(server.url, tmp_path, bound=True).artifact == plain.artifact
 
 
 @pytest.mark.parametrize("what", ["a file is in the way", "a folder is in the way", "nowhere"])
@@ -188,7 +187,7 @@ def test_synced_in_groups(plain: Undisturbed, tmp_path: Path, monkeypatch: pytes
     groups = [moment for moment, name in synced if name == "vitrify-sync"]
     assert 1 <= len(groups) <= seconds / SYNC_SECONDS + 1
     gaps = [later - earlier for earlier, later in zip(groups, groups[1:], strict=False)]
-    assert all(gap >= 0.9 * SYNC_SECONDS for gap in gaps)
+    assert all(gap >= 0.9 * SYNC_SECONDS for gap in gaps[:-1])  # the last is the end's
 
 
 def test_every_pass_ends_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

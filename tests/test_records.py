@@ -51,8 +51,9 @@ def ours(record: type[Record], text: str) -> tuple[Any, ...]:
 
 
 def pydantics(record: type[Record], text: str) -> tuple[Any, ...]:
+    model: Any = twin(record)  # type: ignore[arg-type]  # a class is hashable, whatever its instances are
     try:
-        return ("read", repr(twin(record).model_validate_json(text).model_dump(mode="json")))
+        return ("read", repr(model.model_validate_json(text).model_dump(mode="json")))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         return ("refused", first["loc"], first["msg"])
@@ -215,7 +216,7 @@ def test_a_record_does_not_change() -> None:
     with pytest.raises(AttributeError, match="`a record doesn't change`"):
         del record.name
     with pytest.raises(AttributeError):
-        record.other = "y"  # type: ignore[attr-defined]
+        record.other = "y"
     assert "InputRecord(name='x', required=True)" == repr(record)
 
 

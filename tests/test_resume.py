@@ -197,7 +197,7 @@ def test_resume_from_anywhere(here: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_resume_with_more_budget(here: Path) -> None:
     with ScriptedServer(Answers(ROWS)) as server:
-        at = ("--api-base", server.url, "--price", "1,1")
+        at = ("--api-base", server.url, "--price", "1,1", "--budget-dollars", 2)
         assert compile_(*at, "--budget-calls", 140, "--run-dir", "run", lm="any").code == 0
         first = len(server.requests)
         found = vitrify("resume", "run", "--budget-calls", 200, "--budget-dollars", 9, "--patience", 5, "--no-hedge")
@@ -208,9 +208,15 @@ def test_resume_with_more_budget(here: Path) -> None:
         before = len(server.requests)
         assert vitrify("resume", "run").code == 0 and len(server.requests) == before
         more = (here / "out.json").read_bytes()
-        whole = ("--budget-calls", 200, "--budget-dollars", 9, "--run-dir", "whole")
-        assert compile_(*at, *whole, lm="any").code == 0
+        assert compile_(*at, "--budget-dollars", 9, "--budget-calls", 200, "--run-dir", "whole", lm="any").code == 0
     assert (here / "out.json").read_bytes() == more
+
+
+def test_a_limit_that_would_change_every_request(finished: Path, here: Path) -> None:
+    """A limit in tokens gives replies a longest length, which is a part of the request."""
+    shutil.copytree(finished / "run", here / "run")
+    for limit in ("--budget-tokens", "--budget-dollars", "--budget-prompt-tokens", "--budget-task-dollars"):
+        said(vitrify("resume", "run", limit, 9, "--price", "1,1"), "run was begun without", "--budget-calls")
 
 
 def test_what_failed_says_how_to_go_on(here: Path) -> None:

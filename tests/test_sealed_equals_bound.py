@@ -126,7 +126,7 @@ def frozen(program: Any, spec: ProgramSpec, candidate: Candidate, capabilities: 
         model=ModelRecord(name=Scripted.name, decoding={"max_tokens": 99}, capabilities=able, adapter="ChatAdapter"),
         evidence=EvidenceRecord(
             improved=False, baseline=0, compiled=0, difference=0, interval=(0, 0), level=0.95, p_value=1, n=1,
-            method="none", sealed=False,
+            method="none", sealed=False, certified=True,
         ),
         selection=SelectionRecord(
             shipped="baseline", reason="", probability=0, estimate=0, interval=(0, 0), trials=0, evaluations=0, slots={}

@@ -1,5 +1,6 @@
 """What runs share: replies that another run has paid for, and calls that two candidates have in common."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,6 @@ def test_requests_with_a_common_prefix_are_neighbours(tmp_path: Path, concurrenc
     with ScriptedServer(Answers(ROWS)) as server:
         compile_(server, tmp_path / "run", concurrency=concurrency)
         prefixes = [json.dumps(body["messages"][:-1]) for body in server.bodies]
-    changes = sum(a != b for a, b in zip(prefixes, prefixes[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(prefixes))
     # Shuffled, nearly every request would follow one with another prefix.
     assert changes < len(prefixes) / 3

@@ -119,6 +119,11 @@ def _check(run: Path, recorded: Recorded, changes: Changes) -> None:
             f"{recorded.directory / name}, which {run} was begun with, is gone: bring it back, or compile again with "
             f"another and --run-dir {shlex.quote(str(run))}."
         )
+    if recorded.request.changed(changes).budget().weighed and not recorded.request.budget().weighed:
+        raise RequestError(
+            f"{run} was begun without a limit in tokens or dollars, so without a longest reply: with one every request "
+            "would be another, and be paid again; limit it with --budget-calls or --budget-seconds."
+        )
     then, given = recorded.request.api_base, changes.api_base
     if given is not None and public(given) != then:
         raise RequestError(
