@@ -265,7 +265,7 @@ class Surrogate:
     @cached_property
     def means(self) -> Floats:
         """The posterior mean of every row, up to a common constant."""
-        mean: Floats = sum(  # type: ignore[assignment]
+        mean: Floats = sum(
             weight * cell.rows(cell.mean) for weight, cell in zip(self.weights, self.cells, strict=True)
         )
         return mean
@@ -273,10 +273,19 @@ class Surrogate:
     @cached_property
     def effects(self) -> Floats:
         """The posterior mean of every level's effect, by column."""
-        mean: Floats = sum(  # type: ignore[assignment]
+        mean: Floats = sum(
             weight * cell.effects(cell.mean) for weight, cell in zip(self.weights, self.cells, strict=True)
         )
         return mean
+
+    @property
+    def scale(self) -> float:
+        """The spread of the scores, 1 for 0/1."""
+        return self.cells[0].normal.design.sums.scale
+
+    def top(self, columns: Columns) -> tuple[int, ...]:
+        """Return the level of each slot that is expected to be best."""
+        return tuple(int(np.argmax(self.effects[of])) for of in columns.of)
 
     def pick(self, rng: np.random.Generator) -> Cell:
         """Draw a cell by its weight."""

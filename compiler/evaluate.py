@@ -20,6 +20,8 @@ from ..programs.models import Model
 from ..programs.openai import OpenAICompatible
 from ..programs.planned import Bound
 from ..programs.program import ProgramSpec, walk
+from ..programs.recorder import SETTING, Record, evaluation_in_force, recording
+from ..signatures.canonical import canonical_json
 from ..signatures.errors import MetricError
 from .budget import BudgetExhausted, Price
 from .data import Example
@@ -64,10 +66,12 @@ class Ready:
     """A program bound to a candidate.
 
     Attributes:
+        candidate: The candidate's id.
         program: The module that runs it.
         looped: The same as coroutines, where the program is sealed.
     """
 
+    candidate: str
     program: Any
     looped: Looped | None = None
 
@@ -101,6 +105,12 @@ class _Asked:
     errand: Errand
     lm: EngineLM
 
+    @property
+    def identity(self) -> str:
+        """Which evaluation it is: the same one, run again, has the same."""
+        replicate = self.errand.config.get("rollout_id")
+        return canonical_json([self.target.spec.name, self.bound.candidate, self.example.id, replicate])
+
 
 PLAIN = Errand()
 """An evaluation that the caller waits for, on the task model."""
@@ -133,6 +143,7 @@ class Evaluator:
     price: Callable[[str], Price | None] = lambda name: None
     _pool: Workers = field(init=False, repr=False)
     _threads: Workers = field(init=False, repr=False)
+    _record: Record = field(init=False, repr=False)
     _lms: dict[int, EngineLM] = field(default_factory=dict, init=False, repr=False)
     _kept: list[Any] = field(default_factory=list, init=False, repr=False)
     _flights: Flights = field(default_factory=Flights, init=False, repr=False)
@@ -143,6 +154,7 @@ class Evaluator:
         self.pace.on_growth = self._pool.widen
         # For the metrics of evaluations on the loop: those hold their place in the queue already.
         self._threads = Workers(self.pace.most)
+        self._record = Record(self.ledger)
 
     def engine(self, model: Model) -> EngineLM:
         """Return `model` as a dspy.LM whose calls are metered; one for each model."""
@@ -179,7 +191,8 @@ class Evaluator:
             own = item.predictor.lm
             if own is not None and not isinstance(own, EngineLM):
                 item.predictor.lm = self._metered_own(own)
-        return Ready(program, None if target.flow is None else Looped.of(target.flow, program, target.adapter))
+        looped = None if target.flow is None else Looped.of(target.flow, program, target.adapter)
+        return Ready(candidate.id, program, looped)
 
     def submit(self, target: Target, bound: Ready, example: Example, errand: Errand = PLAIN) -> "Future[Outcome]":
         """Evaluate a bound program on one example: on the client's loop where it is sealed, else in a worker thread.
@@ -210,6 +223,10 @@ class Evaluator:
 
     def _evaluate(self, asked: "_Asked") -> Outcome:
         """Run the program and the metric in this thread."""
+        with recording(self._record, asked.identity):
+            return self._evaluated(asked)
+
+    def _evaluated(self, asked: "_Asked") -> Outcome:
         began = time.monotonic()
         target, example = asked.target, asked.example
         scope = Scope(self._metered_own, certifying=asked.errand.certifying)
@@ -241,9 +258,14 @@ class Evaluator:
             score = (asked, dspy.Prediction(**values), None, steps, scope, began)
             if isinstance(self.metric.call, StockMetric):
                 return self._scored(*score)
-            return await asyncio.wrap_future(self._threads.submit(lambda: self._scored(*score)))
+            return await asyncio.wrap_future(self._threads.submit(lambda: self._judged(*score)))
         finally:
             self.pace.ended()
+
+    def _judged(self, asked: "_Asked", *found: Any) -> Outcome:
+        """Ask a metric of the user's own, in this thread."""
+        with recording(self._record, asked.identity):
+            return self._scored(asked, *found)
 
     def _scored(
         self, asked: "_Asked", prediction: Any, trace: Any, steps: tuple[TraceStep, ...], scope: Scope, began: float
@@ -285,6 +307,7 @@ class Evaluator:
         return dspy.context(
             lm=lm, adapter=adapter, trace=[], callbacks=[], disable_history=True, send_stream=None,
             usage_tracker=None, track_usage=False, caller_modules=[], vitrify_scope=scope,
+            **{SETTING: evaluation_in_force()},
         )  # fmt: skip
 
     def _call(
@@ -313,7 +336,8 @@ class Evaluator:
         return prediction, None
 
     def _raise_refusal(self, scope: Scope) -> None:
-        refusal = scope.refusal
+        effects = evaluation_in_force()
+        refusal = scope.refusal or (effects.refusal if effects is not None else None)
         if refusal is None:
             return
         if isinstance(refusal, BudgetExhausted | Refused):

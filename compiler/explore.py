@@ -20,7 +20,7 @@ NEIGHBOURS = 4
 """One-slot changes that each draw considers, of its additive best and of its best known point."""
 
 
-FRESH = 4
+FRESH = 16
 """Random points of a list that each draw considers: the luckiest of all that are unknown would always win."""
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..programs.lm import Reply, Usage
+from ..programs.recorder import BEGUN, MISSING, Unknown
 from ..signatures.canonical import JsonValue
 from ..signatures.errors import RequestError, WorkError
 from .budget import Role
@@ -53,6 +54,7 @@ class Ledger:
         self.path = path
         self.tallies: dict[tuple[Role, str], Tally] = {}
         self._places: dict[bytes, int] = {}
+        self._effects: dict[bytes, int] = {}
         self._begun: set[bytes] = set()
         self._end = 0
         self._mutex = threading.Lock()
@@ -130,7 +132,8 @@ class Ledger:
         elif kind == "began":
             self._begun.add(_short(str(record["key"])))
         elif kind in ("shared", "effect"):
-            self._places[_short(str(record["key"]))] = position << 32 | length
+            places = self._places if kind == "shared" else self._effects
+            places[_short(str(record["key"]))] = position << 32 | length
 
     def _tally(self, record: Mapping[str, JsonValue]) -> Tally:
         role: Role = "prompt" if record["role"] == "prompt" else "task"
@@ -145,8 +148,8 @@ class Ledger:
 
     def reply(self, key: str) -> Reply | None:
         """Return the reply to the request with this key, if it was ever paid."""
-        record = self._at(key)
-        return None if record is None else Reply.from_json(record["reply"])  # type: ignore[arg-type]  # as it was written
+        place = self._places.get(_short(key))
+        return None if place is None else Reply.from_json(self._at(place)["reply"])  # type: ignore[arg-type]  # as written
 
     def add_attempt(self, key: str, role: Role, lm: str, *, certifying: bool) -> None:
         """Record a call that is about to be made."""
@@ -171,10 +174,26 @@ class Ledger:
         self.append("hedged", {"key": key, "role": role, "lm": lm, "usage": [usage.prompt_tokens,
                                                                              usage.completion_tokens]})  # fmt: skip
 
-    def _at(self, key: str) -> dict[str, JsonValue] | None:
-        place = self._places.get(_short(key))
-        if place is None:
-            return None
+    # Calls with effects in the user's program (the Recorder protocol).
+
+    def recall(self, key: str) -> "JsonValue | Unknown":
+        """Return what became of a call with effects: its value, BEGUN, or MISSING."""
+        place = self._effects.get(_short(key))
+        if place is not None:
+            return self._at(place)["value"]
+        return BEGUN if _short(key) in self._begun else MISSING
+
+    def begin(self, key: str, name: str) -> None:
+        """Record that a call with effects begins."""
+        self.append("began", {"key": key, "name": name})
+        self._begun.add(_short(key))
+
+    def finish(self, key: str, value: JsonValue) -> None:
+        """Record what became of a call with effects."""
+        self._effects[_short(key)] = self.append("effect", {"key": key, "value": value})
+
+    def _at(self, place: int) -> dict[str, JsonValue]:
+        """Return the record at a place."""
         try:
             line = os.pread(self._file, place & 0xFFFFFFFF, place >> 32)
             record: dict[str, JsonValue] = json.loads(line)

@@ -43,7 +43,7 @@ class OptunaExplorer:
 
     def _begin(self, space: SearchSpace) -> None:
         self.space = space
-        self.distributions = {
+        self.distributions: dict[str, Any] = {
             slot.name: optuna.distributions.CategoricalDistribution(list(range(slot.levels))) for slot in space.slots
         }
         kinds: dict[str, Callable[[], Any]] = {
@@ -57,7 +57,7 @@ class OptunaExplorer:
 
     @property
     def _blocks(self) -> int:
-        return min(self.scores.blocks, -(-OPENING // self.scores.edges[1]))
+        return min(self.scores.blocks, -(-OPENING // self.scores.size))
 
     def propose(self, surrogate: Surrogate | None, room: int) -> Point | None:
         """Return the point that is being opened, else the study's next; a known one is scored on a block more."""

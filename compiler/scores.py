@@ -48,12 +48,24 @@ class Sums:
 
 
 class Scores:
-    """The scores so far. A row is a point, in the order in which points were first asked for."""
+    """The scores so far. A row is a point, in the order in which points were first asked for.
+
+    Attributes:
+        space: The points.
+        order: The permutation of the examples.
+        size: Examples of a block; the last may be smaller.
+        edges: Where in the permutation each block begins, and where the last one ends.
+        points: The points that were asked for.
+        rows: The row of each.
+        spent: Metric calls asked for.
+        outcomes: Metric calls told.
+    """
 
     def __init__(self, space: SearchSpace, order: Sequence[int], size: int) -> None:
         self.space = space
         self.order = [int(index) for index in order]
-        self.edges = [*range(0, len(self.order), size), len(self.order)]
+        self.size = size
+        self.edges: list[int] = [*range(0, len(self.order), size), len(self.order)]
         self.points: list[Point] = []
         self.rows: dict[Point, int] = {}
         self.spent = 0
@@ -130,13 +142,27 @@ class Scores:
             raise ValueError(f"`one score for each example` must hold, but got {len(values)} for {high - low}.")
         if not np.isfinite(values).all():
             raise ValueError(f"`scores are numbers`, but the oracle gave {list(scores)} at {self.points[row]}.")
-        self._told[row] += 1
         self._values[row].extend(values)
+        self._count(row, block, values)
+
+    def _count(self, row: int, block: int, values: Floats) -> None:
+        low, high = self.edges[block], self.edges[block + 1]
+        self._told[row] += 1
         self._totals[row] += values.sum()
         self._block_totals[block] += values.sum()
         self._seen[:, low:high] += np.stack([np.ones_like(values), values, values**2])
         self._least, self._most = min(self._least, float(values.min())), max(self._most, float(values.max()))
         self.outcomes += len(values)
+
+    def recount(self) -> None:
+        """Sum everything up again: Ctrl-C may have come in the middle of taking a block in."""
+        for sums in (self._told, self._totals, self._block_totals, self._seen):
+            sums[...] = 0
+        self.outcomes = 0
+        for row in range(len(self.points)):
+            values = self.values(row)
+            for block in range(self.edges.index(len(values))):
+                self._count(row, block, values[self.edges[block] : self.edges[block + 1]])
 
     def grow(self, space: SearchSpace) -> None:
         """Move to a grown space: every known point has level 0 in the slots that are new."""

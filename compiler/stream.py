@@ -11,7 +11,7 @@ asked for, while blocks of the phase before are still in flight.
 The guard ships the winner only where the posterior says that it is better than the baseline.
 """
 
-import math
+import heapq
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -43,8 +43,11 @@ SHORT = 2_500
 ENOUGH = 40
 """Examples on which a point of a space that will grow is known well enough to wait."""
 
-WORTH = 0.01
-"""A gain that is worth going on for, in units of the scores' scale."""
+WORTH, HOPE = 0.01, 0.003
+"""A gain that is worth having, and an expected gain that is worth going on for; in units of the scores' scale."""
+
+WINDOW = 0.125
+"""The most of the budget that is in flight: whoever asks for more at once learns too late from the answers."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def search(
     except KeyboardInterrupt:
         stream.reason = "interrupted"
         stream.drop()
+        stream.scores.recount()
         raise Interrupted(stream.result()) from None
     return stream.result()
 
@@ -184,7 +188,8 @@ class _Stream:
         )
         self._settle()
         self.flying: deque[tuple[int, int, Future[Block]]] = deque()
-        self.ahead = self.blocks_asked = self.blocks_told = self.fitted = 0
+        self.window = max(1, min(options.window, int(WINDOW * budget)))
+        self.ahead = self.blocks_asked = self.blocks_told = self.fitted = self.fits = 0
         self.surrogate: Surrogate | None = None
         self.place: Place | None = None
         self.reason = ""
@@ -193,6 +198,7 @@ class _Stream:
         self.columns = fitting_columns(self.scores.space)
         self.listing = Listing(self.scores.space)
         self.surrogate, self.fitted = None, 0
+        self.ranking: list[Point] = []
 
     # The loop.
 
@@ -224,7 +230,7 @@ class _Stream:
         if stop is not None:
             self.reason = stop
             return
-        while self.flying and self.ahead + cost > self.options.window:
+        while self.flying and self.ahead + cost > self.window:
             self._tell()
             if self.reason:
                 return
@@ -267,8 +273,8 @@ class _Stream:
         grown = self.renew()
         if any(grown.values()):
             space = self.scores.space.grown(grown)
-            self.home = (*self.home, *(0,) * (len(space.slots) - len(self.home)))
             self.scores.grow(space)
+            self.home = (*self.home, *(0,) * (len(space.slots) - len(self.home)))
             self.explorer.grow(space)
             self._settle()
 
@@ -282,71 +288,88 @@ class _Stream:
             return None
         if self.scores.depth(self.home) < min(2, self.scores.blocks):
             return self.home
-        self._refit()
+        if self._refit() and self.fits % 4 == 0 and self._hopeless():
+            self.reason = "nothing separates the candidates"
+            return None
         if self.renewals:
             return self._while_waiting()
         if spent < EXPLORE * self.budget:
-            room = int((DESIGN * self.budget - spent) / self._size)
+            room = int((DESIGN * self.budget - spent) / self.scores.size)
             return self.explorer.propose(self.surrogate, room) or self._race(1.0)
         if spent < RACE * self.budget:
             return self._race((spent / self.budget - EXPLORE) / (RACE - EXPLORE))
         return self._duel()
 
-    @property
-    def _size(self) -> int:
-        return self.scores.edges[1]
+    def _refit(self) -> bool:
+        """Fit the surrogate again when enough was told since the last time; say whether it was."""
+        if self.blocks_told - self.fitted < max(4, self.blocks_told // 16):
+            return False
+        self.fitted = self.blocks_told
+        self.fits += 1
+        self.surrogate = Surrogate.fit(self.scores.sums(), self.columns, self.place or (4, 3))
+        self.place = self.surrogate.best
+        self.ranking = []
+        return True
 
-    def _refit(self) -> None:
-        """Fit the surrogate again when enough was told since the last time."""
-        if self.blocks_told - self.fitted >= max(4, self.blocks_told // 16):
-            self.fitted = self.blocks_told
-            self.surrogate = Surrogate.fit(self.scores.sums(), self.columns, self.place or (4, 3))
-            self.place = self.surrogate.best
+    def _hopeless(self) -> bool:
+        """Say whether no point is likely to beat the baseline by as much as is worth having."""
+        assert self.surrogate is not None
+        if self.renewals or self.scores.outcomes < DESIGN * self.budget:
+            return False
+        home = self.scores.rows[self.home]
+        top = np.array([self.surrogate.top(self.columns)])
+        gains = []
+        for _ in range(64):
+            draw = Draw(self.surrogate.pick(self.rng), self.scores, self.rng)
+            best = float(draw.rows.max())
+            if not self.listing.points:
+                best = max(best, float(draw.unknown(top)[0]))
+            gains.append(best - float(draw.rows[home]))
+        scale = self.surrogate.scale
+        now = max(0.0, float(self.surrogate.means.max() - self.surrogate.means[home]))
+        likely = float(np.mean(np.array(gains) > WORTH * scale))
+        return likely < 0.05 and float(np.mean(gains)) - now < HOPE * scale
 
     def _while_waiting(self) -> Point | None:
         """Return a point that isn't known well enough for now; all of a small space, then the baseline."""
-        enough = -(-ENOUGH // self._size)
-        room = int(DESIGN * self.budget - self.scores.spent) // self._size
+        enough = -(-ENOUGH // self.scores.size)
+        room = int(DESIGN * self.budget - self.scores.spent) // self.scores.size
         point = self.explorer.propose(self.surrogate, room) if self.surrogate is None or room > 0 else None
         if point is not None and self.scores.depth(point) < min(enough, self.scores.blocks):
             return point
         point = shallowest(self.scores, self.listing)
         if point is not None and self.scores.depth(point) < enough:
             return point
-        most = int(0.1 * self.budget / self._size)
+        most = int(0.1 * self.budget / self.scores.size)
         return self.home if self.scores.depth(self.home) < min(most, self.scores.blocks) else None
 
     def _race(self, progress: float) -> Point | None:
         """Return whoever of the favourites, or the baseline, was asked for least."""
         if self.surrogate is None:
             return self._duel()
-        count = round(self.options.finalists ** (1 - progress) * 2**progress)
-        arms = self._favourites(max(2, count))
-        may = [
-            point for point in arms if point not in self.scores.rows or open_rows(self.scores)[self.scores.rows[point]]
-        ]
-        return min(may, key=self.scores.depth, default=None) or self._duel()
+        count = max(2, round(self.options.finalists ** (1 - progress) * 2**progress))
+        may = open_rows(self.scores)
+        arms = [self.home, *self._favourites()[:count]]
+        waiting = [point for point in arms if point not in self.scores.rows or may[self.scores.rows[point]]]
+        return min(waiting, key=self.scores.depth, default=None) or self._duel()
 
-    def _favourites(self, count: int) -> list[Point]:
-        """Return the baseline and the points of which most is expected, never asked for or not."""
+    def _favourites(self) -> list[Point]:
+        """Return the points of which most is expected, never asked for or not; ranked once for each fit."""
         assert self.surrogate is not None
-        means = self.surrogate.means
-        values = {
-            self.scores.points[row]: float(means[row])
-            for row in range(len(means))
-            if self.scores.points[row] != self.home
-        }
-        if self.listing.points:
-            fresh = [point for point in self.listing.points if point not in self.scores.rows]
-        else:
-            top = tuple(int(np.argmax(self.surrogate.effects[of])) for of in self.columns.of)
-            fresh = [top] if top not in self.scores.rows else []
-        if fresh:
-            levels: Ints = np.array(fresh, dtype=np.int64)
-            additive = self.surrogate.effects[self.columns.at(levels)].sum(axis=1)
-            values |= zip(fresh, additive.tolist(), strict=True)
-        ranked = sorted(values, key=lambda point: (-values[point], point))
-        return [self.home, *ranked[:count]]
+        if not self.ranking:
+            points, means = self.scores.points, self.surrogate.means
+            values = {points[row]: float(mean) for row, mean in enumerate(means)}
+            if self.listing.points:
+                fresh = [point for point in self.listing.points if point not in values]
+            else:
+                top = self.surrogate.top(self.columns)
+                fresh = [top] if top not in values else []
+            additive = self.surrogate.effects[self.columns.at(np.array(fresh or [self.home]))].sum(axis=1)
+            values |= zip(fresh, additive.tolist(), strict=False)
+            values.pop(self.home, None)
+            most = max(2, self.options.finalists)
+            self.ranking = heapq.nsmallest(most, values, key=lambda point: (-values[point], point))
+        return self.ranking
 
     def _duel(self) -> Point | None:
         """Return the favourite or the baseline, whoever was asked for less; then whoever may yet be better."""

@@ -29,7 +29,7 @@ def record(scores: Scores, home: int | None, seed: int) -> tuple[tuple[Trial, ..
     """
     rows = [row for row in range(len(scores.points)) if scores.told[row]]
     deepest = max((int(scores.told[row]) for row in rows), default=0)
-    distributions = {
+    distributions: dict[str, Any] = {
         slot.name: optuna.distributions.CategoricalDistribution(list(range(slot.levels))) for slot in scores.space.slots
     }
     trials, frozen = [], []

@@ -110,6 +110,17 @@ class EngineLM(dspy.LM):
             and DIRECT.issuperset(self.kwargs)
         )
 
+    def plain(self, config: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+        """Say what `direct` says, under the settings `now` (nothing streams), and that one reply is asked for."""
+        given = self.kwargs
+        return bool(
+            now["disable_history"]
+            and not self.callbacks
+            and DIRECT.issuperset(config)
+            and DIRECT.issuperset(given)
+            and (config.get("n") or given.get("n") or given.get("num_generations") or 1) == 1
+        )
+
     def ask(self, messages: list[dict[str, Any]], params: Mapping[str, Any]) -> str | None:
         """Return the reply's text, without DSPy's call path."""
         try:

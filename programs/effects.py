@@ -57,7 +57,7 @@ def once(function: Callable[P, R]) -> Callable[P, R]:
 
 def _wrapped(function: Callable[P, R], *, once: bool) -> Callable[P, R]:
     mark = "once" if once else "cached"
-    if not callable(function) or not hasattr(function, "__qualname__"):
+    if not callable(function) or isinstance(function, staticmethod) or not hasattr(function, "__qualname__"):
         raise ProgramError(
             f"vitrify.{mark} `marks a function`, but got {type(function).__name__}; under @classmethod and "
             "@staticmethod it is the inner one."

@@ -7,23 +7,25 @@ program that needs no DSPy never loads it. See docs/decisions/0002.
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import dspy
 from dspy.adapters.json_adapter import JSONAdapter
-from dspy.adapters.utils import apply_output_field_defaults
 from dspy.clients._deprecation import adapter_message_call
 from dspy.clients.capabilities import planning_scope, prepare_async
-from dspy.dsp.utils.settings import settings
+from dspy.dsp.utils.settings import settings, thread_local_overrides
+from dspy.predict.predict import _is_value_compatible_with_type as compatible
 from dspy.utils.exceptions import AdapterParseError
 
 from ..signatures.lower import annotations
 from ..signatures.prompt import Capabilities, Format, NeedsAdapter, PromptPlan
 from ..signatures.reply import ParseError, ReplyParser
-from ..signatures.signature import SignatureSpec
 from .bridge import EngineLM
 from .candidate import PredictorParams
+from .marks import Marks
+from .plans import DSPY_POLICY as DSPY_POLICY
+from .plans import PRIVILEGED, Call, Plans
+from .plans import ReplyPolicy as ReplyPolicy
 from .program import PredictorSpec
 
 ADAPTER_NAMES: Mapping[Format, str] = {"chat": "ChatAdapter", "json": "JSONAdapter"}
@@ -36,45 +38,6 @@ PREDICT_ATTRIBUTES: Final[frozenset[str]] = frozenset(
     {"stage", "signature", "fields", "config", "lm", "traces", "train", "demos", "history", "callbacks", "_compiled"}
 )
 """What every `dspy.Predict` holds; whatever else a subclass holds may contain modules."""
-
-
-@dataclass(frozen=True)
-class ReplyPolicy:
-    """What happens when a reply can't be parsed.
-
-    Attributes:
-        second_format: The format of one further request, counted like any other; None raises at once. DSPy's
-            ChatAdapter silently asks again as JSON, so that is the policy which equals DSPy.
-    """
-
-    second_format: Format | None = "json"
-
-
-DSPY_POLICY = ReplyPolicy()
-
-
-@dataclass(frozen=True, eq=False)
-class Plans:
-    """The plans of one predictor; shared by every copy of it, since nothing in it changes."""
-
-    spec: SignatureSpec
-    format: Format
-    types: Mapping[str, Any]
-    demos: tuple[Mapping[str, Any], ...]
-    main: PromptPlan
-    parser: ReplyParser
-    policy: ReplyPolicy
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Plans":
-        return self
-
-    @functools.cached_property
-    def second(self) -> PromptPlan | None:
-        """The plan of the further request, or None where the policy has none."""
-        wanted = self.policy.second_format
-        if wanted is None or wanted == self.format:
-            return None
-        return PromptPlan.build(self.spec, format=wanted, demos=self.demos, types=self.types)
 
 
 class Bound:
@@ -119,14 +82,40 @@ class Planned(Bound):
     """A predictor that executes its plan where that equals what DSPy would do."""
 
     plans: Plans
-    _marks: tuple[Any, ...]
+    _marks: Marks
+
+    def _plain(self, inputs: Mapping[str, Any]) -> "Call | None":
+        """Return the call where it is by plan and needs nothing else of DSPy; None for one to be looked at closely.
+
+        Attributes are read from the instance's dictionary and settings from DSPy's own, because each of them is behind
+        a Python function otherwise, and there are twenty in a call.
+        """
+        own = vars(self)
+        plans: Plans = own["plans"]
+        if plans.inputs is None or inputs.keys() != plans.inputs.keys():
+            return None
+        now = thread_local_overrides.get()
+        if now.get("send_stream", now) is not None or now["callbacks"] or own["fields"]:
+            return None  # streamed, listened to, decided; or no context was entered, and the settings are elsewhere
+        lm, config, signature = own["lm"] or now["lm"], own["config"], own["signature"]
+        if not isinstance(lm, EngineLM) or not lm.plain(config, now):
+            return None
+        adapter = now["adapter"]
+        if own["ambient"] != ("chat" if adapter is None else format_of(adapter)):
+            return None
+        if not own["_marks"].hold(signature, own["demos"]):
+            return None
+        for name, annotation in plans.inputs.items():
+            value = inputs[name]
+            if not (type(value) is annotation is str or value is None or compatible(value, annotation)):
+                return None  # DSPy warns
+        return Call(lm, config, signature, inputs, True, now)
 
     def _plan_holds(self, kwargs: Mapping[str, Any]) -> bool:
         """Say whether executing the plan now equals what DSPy would do."""
         predictor = cast(Any, self)
         signature = kwargs.get("signature", predictor.signature)
-        now = marks(signature, kwargs.get("demos", predictor.demos))
-        if len(now) != len(self._marks) or any(a is not b for a, b in zip(now, self._marks, strict=True)):
+        if not self._marks.hold(signature, kwargs.get("demos", predictor.demos)):
             return False
         if predictor.fields or settings.send_stream is not None or settings.callbacks:
             return False
@@ -139,52 +128,59 @@ class Planned(Bound):
         config = {**predictor.config, **kwargs.get("config", {})}
         return bool((config.get("n") or defaults.get("n") or defaults.get("num_generations") or 1) == 1)
 
+    def _closely(self, kwargs: dict[str, Any]) -> "Call | None":
+        """Return the call as DSPy prepares it; None where executing the plan now wouldn't equal what DSPy does."""
+        predictor = cast(Any, self)
+        if not self._plan_holds(kwargs):
+            return None
+        lm, config, signature, _, inputs = predictor._forward_preprocess(**kwargs)
+        return Call(lm, config, signature, inputs, isinstance(lm, EngineLM) and lm.direct(config), None)
+
     def forward(self, **kwargs: Any) -> Any:
         """Run the predictor, by its plan where that equals DSPy."""
-        if not self._plan_holds(kwargs):
+        call = self._plain(kwargs) or self._closely(kwargs)
+        messages = None if call is None else self._messages(call)
+        if call is None or messages is None:
             return super().forward(**kwargs)
-        predictor = cast(Any, self)
-        lm, config, signature, _, inputs = predictor._forward_preprocess(**kwargs)
-        plans = self.plans
+        plan = self.plans.main
         try:
-            messages = plans.main.render(inputs)
-        except NeedsAdapter:
-            return super().forward(**kwargs)
-        try:
-            fields = self._ask(lm, plans.main, messages, config, signature)
+            fields = self._ask(call, plan, messages, call.config)
         except AdapterParseError:
-            second = plans.second
+            second = self.plans.second
             if second is None:
                 raise
             note_second_request(self.path)
-            fields = self._ask(lm, second, second.render(inputs), _without_tools(config), signature)
-        return predictor._forward_postprocess([fields], signature, **inputs)
+            fields = self._ask(call, second, second.render(call.inputs), _without_tools(call.config))
+        return self._prediction(call, fields)
 
     async def aforward(self, **kwargs: Any) -> Any:
         """Run the predictor asynchronously, by its plan where that equals DSPy."""
-        if not self._plan_holds(kwargs):
+        call = self._plain(kwargs) or self._closely(kwargs)
+        messages = None if call is None else self._messages(call)
+        if call is None or messages is None:
             return await super().aforward(**kwargs)
-        predictor = cast(Any, self)
-        lm, config, signature, _, inputs = predictor._forward_preprocess(**kwargs)
-        plans = self.plans
+        plan = self.plans.main
         try:
-            messages = plans.main.render(inputs)
-        except NeedsAdapter:
-            return await super().aforward(**kwargs)
-        try:
-            fields = await self._aask(lm, plans.main, messages, config, signature)
+            fields = await self._aask(call, plan, messages, call.config)
         except AdapterParseError:
-            second = plans.second
+            second = self.plans.second
             if second is None:
                 raise
             note_second_request(self.path)
-            fields = await self._aask(lm, second, second.render(inputs), _without_tools(config), signature)
-        return predictor._forward_postprocess([fields], signature, **inputs)
+            fields = await self._aask(call, second, second.render(call.inputs), _without_tools(call.config))
+        return self._prediction(call, fields)
+
+    def _messages(self, call: "Call") -> list[dict[str, Any]] | None:
+        try:
+            return self.plans.main.render(call.inputs)
+        except NeedsAdapter:
+            return None
 
     def _ask(
-        self, lm: Any, plan: PromptPlan, messages: list[dict[str, Any]], config: dict[str, Any], signature: Any
+        self, call: "Call", plan: PromptPlan, messages: list[dict[str, Any]], config: Mapping[str, Any]
     ) -> dict[str, Any]:
-        if isinstance(lm, EngineLM) and lm.direct(config):
+        lm, signature = call.lm, call.signature
+        if call.direct:
             text = lm.ask(messages, plan.request_params(config, lm.capabilities))
             return self._fields(text, None, plan.format, signature)
         with planning_scope(lm, config):
@@ -194,9 +190,10 @@ class Planned(Bound):
         return self._fields(*_first(outputs), plan.format, signature)
 
     async def _aask(
-        self, lm: Any, plan: PromptPlan, messages: list[dict[str, Any]], config: dict[str, Any], signature: Any
+        self, call: "Call", plan: PromptPlan, messages: list[dict[str, Any]], config: Mapping[str, Any]
     ) -> dict[str, Any]:
-        if isinstance(lm, EngineLM) and lm.direct(config):
+        lm, signature = call.lm, call.signature
+        if call.direct:
             text = await lm.aask(messages, plan.request_params(config, lm.capabilities))
             return self._fields(text, None, plan.format, signature)
         with planning_scope(lm, config):
@@ -205,6 +202,19 @@ class Planned(Bound):
             with adapter_message_call(lm, messages):
                 outputs = await lm.acall(messages=messages, **params)
         return self._fields(*_first(outputs), plan.format, signature)
+
+    def _prediction(self, call: "Call", fields: dict[str, Any]) -> Any:
+        """Return the prediction, and note the call in DSPy's trace, as DSPy does."""
+        now = call.now
+        if now is None:
+            return cast(Any, self)._forward_postprocess([fields], call.signature, **call.inputs)
+        prediction = dspy.Prediction.from_completions([fields], signature=call.signature)
+        trace, most = now["trace"], now["max_trace_size"]
+        if trace is not None and most > 0:
+            if len(trace) >= most:
+                trace.pop(0)
+            trace.append((self, {**call.inputs}, prediction))
+        return prediction
 
     def _fields(self, text: str | None, output: Any, used: Format, signature: Any) -> dict[str, Any]:
         """Return the reply's values, or raise DSPy's own error, which ReAct and Refine know how to treat."""
@@ -221,35 +231,28 @@ class Planned(Bound):
             raise AdapterParseError(
                 adapter_name=ADAPTER_NAMES[used], signature=signature, lm_response=text, message=str(error)
             ) from error
-        fields = dict(apply_output_field_defaults(signature, fields))
         if isinstance(output, dict) and output.get("logprobs"):
             fields["logprobs"] = output["logprobs"]
         return fields
 
 
-def marks(signature: Any, demos: Any) -> tuple[Any, ...]:
-    """Return what must still be identical for a plan to hold: the signature, and each demonstration with its values.
-
-    Identity, not equality: values may compare as they like, and forward() may put other ones into a demonstration.
-    """
-    if not isinstance(signature, type):
-        return ()
-    found: list[Any] = [signature, signature.__doc__]
-    for demo in demos:
-        values = getattr(demo, "_store", demo)  # a dspy.Example holds its values there
-        found += (demo, *values, *values.values()) if isinstance(values, dict) else (demo,)
-    return tuple(found)
-
-
 def format_in_force() -> Format | None:
     """Return the format of `dspy.settings.adapter`; None for an adapter that plans can't stand in for."""
     adapter = settings.adapter
-    if adapter is None:
-        return "chat"
+    return "chat" if adapter is None else format_of(adapter)
+
+
+def format_of(adapter: Any) -> Format | None:
+    """Return the format of an adapter of DSPy's with default options; None for any other."""
     kind = type(adapter)
-    if kind not in (dspy.ChatAdapter, JSONAdapter) or vars(adapter) != vars(kind()):
+    if kind not in (dspy.ChatAdapter, JSONAdapter) or vars(adapter) != _defaults(kind):
         return None
     return "json" if kind is JSONAdapter else "chat"
+
+
+@functools.lru_cache(maxsize=8)
+def _defaults(kind: Any) -> dict[str, Any]:
+    return dict(vars(kind()))
 
 
 def counting_adapter(path: str, policy: ReplyPolicy) -> Any:
@@ -277,7 +280,7 @@ def _without_tools(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in TOOL_OPTIONS}
 
 
-def _dspy_params(plan: PromptPlan, config: dict[str, Any], lm: Any, signature: Any) -> dict[str, Any]:
+def _dspy_params(plan: PromptPlan, config: Mapping[str, Any], lm: Any, signature: Any) -> dict[str, Any]:
     """Return the keyword arguments that DSPy's adapter hands to `lm`.
 
     For an LM of DSPy's own the `response_format` is made by DSPy: a legacy `BaseLM` gets a pydantic class there.
@@ -314,9 +317,24 @@ def plan_predictor(
         main=PromptPlan.build(lowered, format=params.format, demos=plain, types=types),
         parser=ReplyParser(lowered, types),
         policy=policy,
+        inputs=_plain_inputs(bound),
     )
-    bound._marks = marks(bound.signature, bound.demos)
+    bound._marks = Marks(bound.signature, bound.demos)
     return cast(dspy.Predict, bound)
+
+
+def _plain_inputs(bound: Any) -> Mapping[str, Any] | None:
+    """Return the types of the inputs; None where the predictor isn't DSPy's own in what `_plain` leaves out."""
+    if bound.ambient is None or any(getattr(type(bound), name, None) is not own for name, own in _own().items()):
+        return None
+    inputs = {name: field.annotation for name, field in bound.signature.input_fields.items()}
+    return None if PRIVILEGED & inputs.keys() else inputs
+
+
+def _own() -> dict[str, Any]:
+    # What a class may define for itself: preparations, how attributes are found, and attributes as properties.
+    methods = ("_forward_preprocess", "_forward_postprocess", "__getattribute__", "__getattr__")
+    return {name: getattr(dspy.Predict, name, None) for name in (*methods, *PREDICT_ATTRIBUTES)}
 
 
 def unplanned_predictor(

@@ -313,10 +313,25 @@ def test_dollars_without_a_price(here: Path) -> None:
         assert server.requests == []
 
 
-@pytest.mark.parametrize("option", ["--efort", "--concurrency=0", "--seed=x"])
+@pytest.mark.parametrize(
+    "option",
+    ["--efort", "--concurrency=0", "--seed=x", "--patience=-1", "--budget-task-calls=-1", "--budget-prompt-tokens=x"],
+)
 def test_usage(here: Path, option: str) -> None:
     found = compile_(option)
     assert found.code == 2 and option.partition("=")[0] in found.stderr
+
+
+@pytest.mark.parametrize("options", [("--efort",), ("--seed=1",), ("--concurrency=0",), ("--metric", "exact:team")])
+def test_resume_takes_no_new_decisions(here: Path, options: tuple[str, ...]) -> None:
+    found = vitrify("resume", "run", *options)
+    assert found.code == 2 and options[0].partition("=")[0] in found.stderr
+
+
+def test_words_that_are_no_text(here: Path) -> None:
+    """A shell hands over any bytes; Python writes those that aren't UTF-8 as lone surrogates."""
+    found = compile_(data="caf\udce9.csv")
+    assert found.code == 2 and "data" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -153,8 +154,11 @@ def test_before_the_search(here: Path) -> None:
         child.send_signal(signal.SIGINT)
         stdout, stderr = child.communicate(timeout=10)
     assert (child.returncode, stdout) == (130, "")
-    assert stderr.splitlines()[-1] == "vitrify: stopped; what was paid is kept: `vitrify resume run` goes on."
-    assert not (here / "out.json").exists() and not (here / "run" / "uncertified.json").exists()
+    assert stderr.splitlines()[-1] == (
+        "vitrify: stopped; nothing better than the program as it was has been found so far, and what was paid is kept: "
+        "`vitrify resume run` goes on."
+    )
+    assert not (here / "out.json").exists()
 
 
 def test_before_anything(here: Path) -> None:
@@ -185,15 +189,16 @@ def test_the_incumbent_is_kept(here: Path, undisturbed: tuple[bytes, int], numbe
     """In the search the best program so far is written, uncertified; the run goes on to the undisturbed bytes."""
     with ScriptedServer(Answers(ROWS), latency=0.01) as server:
         child = started(server, "--budget-calls", 200)
-        wait_for(server, int(0.7 * undisturbed[1]), child)
+        wait_for(server, int(0.75 * undisturbed[1]), child)
         child.send_signal(number)
         stdout, stderr = child.communicate(timeout=10)
         assert (child.returncode, stdout) == (130, ""), stderr
         file, last = here / "run" / "uncertified.json", stderr.splitlines()[-1]
         assert file.exists(), stderr
         assert last.startswith("vitrify: stopped; the best program so far is run/uncertified.json, uncertified: ")
-        assert " % on 24 select rows" in last and last.endswith(" `vitrify resume run` goes on.")
-        assert not (here / "out.json").exists()
+        assert re.search(r" \d+\.\d % on [1-9]\d* select rows, where the program as it was has \d+\.\d %; ", last)
+        assert last.endswith("what was paid is kept: `vitrify resume run` goes on.")
+        assert vitrify("inspect", file).code == 0 and not (here / "out.json").exists()
         found = vitrify("resume", "run")
         assert found.code == 0, found.stderr
         asked = Counter(json.dumps(body) for body in server.bodies)
@@ -215,11 +220,19 @@ def test_where_the_incumbent_is(here: Path) -> None:
     run = here / "my runs" / "a"
     run.mkdir(parents=True)
     file = run / "uncertified.json"
-    file.write_text(json.dumps({"evidence": {"compiled": 0.75, "baseline": 0.5, "n": 24}}))
+    content: dict[str, Any] = {"evidence": {"compiled": 0.75, "baseline": 0.5, "n": 24}}
+    kept = "what was paid is kept: `vitrify resume 'my runs/a'` goes on."
+    file.write_text(json.dumps({**content, "selection": {"shipped": "compiled"}}))
     assert stopped_sentence(stop(run_dir=run, uncertified=file)) == (
         "stopped; the best program so far is my runs/a/uncertified.json, uncertified: 75.0 % on 24 select rows, where "
-        "the program as it was has 50.0 %; the sealed test stays shut. `vitrify resume 'my runs/a'` goes on."
+        f"the program as it was has 50.0 %; the sealed test stays shut, and {kept}"
     )
+    file.write_text(json.dumps({**content, "selection": {"shipped": "baseline"}}))
+    assert stopped_sentence(stop(run_dir=run, uncertified=file)) == (
+        f"stopped; nothing better than the program as it was has been found so far, and {kept}"
+    )
+    assert stopped_sentence(stop(run_dir=run)) == f"stopped; {kept}"
+    assert stopped_sentence(stop()) == "stopped before anything was asked."
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"evidence": 3}', '{"evidence": {"compiled": "x"}}', None])
@@ -228,5 +241,5 @@ def test_evidence_that_nobody_can_read(here: Path, text: str | None) -> None:
     if text is not None:
         file.write_text(text)
     said = stopped_sentence(stop(run_dir=Path("run"), uncertified=file))
-    assert said.startswith("stopped; the best program so far is uncertified.json, uncertified: only rows of the select")
-    assert said.endswith(" `vitrify resume run` goes on.")
+    assert said.startswith("stopped; the best program so far is uncertified.json, uncertified: only select rows speak")
+    assert said.endswith(" what was paid is kept: `vitrify resume run` goes on.")

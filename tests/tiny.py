@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -75,6 +76,13 @@ def hasten(monkeypatch: pytest.MonkeyPatch, by: float = 50.0) -> None:
 
     monkeypatch.setattr(Retry, "delay", sooner)
     monkeypatch.setattr("vitrify.compiler.outage.QUICK", 1.0 / by)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def asked_of(server: ScriptedServer) -> Counter[str]:
@@ -188,6 +196,23 @@ class Nursery:
         self._process.stdin.flush()
         return int(self._line())
 
+    def serve(self, port: int, latency: float = 0.0) -> int:
+        """Begin a server instead, and return its pid once it answers."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"port": port, "latency": latency}) + "\n")
+        self._process.stdin.flush()
+        pid, until = int(self._line()), time.monotonic() + 20
+        while time.monotonic() < until:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                return pid
+            time.sleep(0.01)
+        raise AssertionError("the server doesn't begin")
+
+    def stop(self, pid: int) -> None:
+        """Kill the server."""
+        os.kill(pid, signal.SIGKILL)
+        self._line()
+
     def wait(self) -> Ended:
         """Return what became of the child."""
         status = int(self._line())
@@ -267,6 +292,9 @@ def limited_files(limit: int | None) -> Iterator[None]:
 
 def _child(request: Mapping[str, Any]) -> int:
     """Be the forked child: compile, and leave behind what came of it."""
+    if "port" in request:
+        with serving(port=request["port"], latency=request["latency"], record=False):
+            signal.pause()
     folder, more = Path(request["folder"]), dict(request["more"])
     for name in ("out.json", "error.txt"):
         (folder / name).unlink(missing_ok=True)

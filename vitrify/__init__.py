@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .programs.artifact import Artifact
     from .programs.bind import bind
     from .programs.candidate import Candidate
+    from .programs.effects import cached, once
     from .programs.program import lower_program
     from .programs.runtime import load
     from .signatures.errors import RequestError, VitrifyError, WorkError
@@ -38,10 +39,12 @@ _HOME = {
     "VitrifyError": "signatures.errors",
     "WorkError": "signatures.errors",
     "bind": "programs.bind",
+    "cached": "programs.effects",
     "compile": "front",
     "load": "programs.runtime",
     "lower_program": "programs.program",
     "metrics": "compiler.stock",
+    "once": "programs.effects",
 }
 
 __all__ = [
@@ -54,10 +57,12 @@ __all__ = [
     "VitrifyError",
     "WorkError",
     "bind",
+    "cached",
     "compile",
     "load",
     "lower_program",
     "metrics",
+    "once",
 ]
 
 

@@ -18,24 +18,25 @@ def stopped_sentence(stop: BaseException) -> str:
     if run is None:
         return "stopped before anything was asked."
     go_on = f"`{resume_command(_near(run))}` goes on."
-    if file is None:
-        return f"stopped; what was paid is kept: {go_on}"
-    return f"stopped; the best program so far is {_near(file)}, uncertified: {_evidence(file)}. {go_on}"
+    return f"stopped; {'' if file is None else _found(file)}what was paid is kept: {go_on}"
 
 
-def _evidence(file: Path) -> str:
-    """Return what an uncertified program's file says of its worth, as far as it says so."""
-    nothing = "only rows of the select set speak for it, and the sealed test stays shut"
+def _found(file: Path) -> str:
+    """Return where the best program so far is, and what speaks for it, as far as its file says so."""
+    place = f"the best program so far is {_near(file)}, uncertified: "
     try:
-        evidence: Any = json.loads(file.read_bytes())["evidence"]
+        content: Any = json.loads(file.read_bytes())
+        evidence, shipped = content["evidence"], content["selection"]["shipped"]
         compiled, baseline, n = float(evidence["compiled"]), float(evidence["baseline"]), int(evidence["n"])
     except (OSError, ValueError, KeyError, TypeError):
-        return nothing
+        return f"{place}only select rows speak for it, and the sealed test stays shut; "
     from .display import percent
 
+    if n == 0 or shipped == "baseline":
+        return "nothing better than the program as it was has been found so far, and "
     return (
-        f"{percent(compiled)} on {n} select rows, where the program as it was has {percent(baseline)}; the sealed test "
-        "stays shut"
+        f"{place}{percent(compiled)} on {n} select rows, where the program as it was has {percent(baseline)}; the "
+        "sealed test stays shut, and "
     )
 
 

@@ -1,0 +1,191 @@
+"""How memory and the time to decide grow with a run, ours beside stock DSPy's.
+
+    python benchmarks/growth.py --outcomes 100000
+
+Ours: the production search over the production evaluator, ledger and meter, on a model inside this process that answers
+at once (no server, so that a hundred thousand outcomes take minutes). DSPy: `dspy.Evaluate` of the same program over a
+server on loopback, which is what its optimizers run their trials with. Each in a process of its own; the memory is the
+resident set.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+
+
+def resident() -> float:
+    """Return this process's resident memory in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def ours(outcomes: int) -> dict[str, float]:
+    """Search until so many outcomes are known; return the memory at a thousand and at the end, and what deciding took."""
+    import dspy
+    from vitrify.compiler import compile as compiler
+    from vitrify.compiler.budget import Budget
+    from vitrify.compiler.ledger import Ledger
+    from vitrify.compiler.options import Options
+    from vitrify.compiler.passes import EvaluatorOracle
+    from vitrify.compiler.search import SearchOptions, search
+    from vitrify.compiler.state import Levels
+    from vitrify.compiler.strategy import InstructionLevel, Provenance
+    from vitrify.front import resolve_strategy
+    from vitrify.programs.lm import Reply, Request, Usage
+    from vitrify.signatures.prompt import Capabilities
+
+    class Instant:
+        """Answers at once, right or wrong by the request's hash."""
+
+        name = endpoint = "instant"
+        capabilities = Capabilities()
+
+        def complete(self, request: Request) -> Reply:
+            answer = "yes" if int(request.key[:8], 16) % 100 < 60 else "no"
+            return Reply(f"[[ ## answer ## ]]\n{answer}\n\n[[ ## completed ## ]]", Usage(200, 10), "instant")
+
+        async def acomplete(self, request: Request) -> Reply:
+            return self.complete(request)
+
+        def close(self) -> None:
+            """Nothing to close."""
+
+    class Pair(dspy.Module):
+        """Two predictors, so that there are two slots."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = dspy.Predict("question -> answer")
+            self.second = dspy.Predict("question, draft -> answer")
+
+        def forward(self, question: str) -> dspy.Prediction:
+            """Ask twice."""
+            return self.second(question=question, draft=self.first(question=question).answer)
+
+    rows = [{"question": f"Is {i} a good number to begin with?", "answer": "yes"} for i in range(1400)]
+    options = Options(concurrency=4, cache=False)
+    job = compiler.prepare(Pair(), rows, "exact:answer", Instant(), resolve_strategy("auto"), Budget(), 0, options)
+    baseline = job.target.spec.baseline
+    values = {
+        f"{path}.instruction": tuple(
+            InstructionLevel(text, Provenance("bench"))
+            for text in (baseline[path].instruction, *(f"Way {i}: answer the question." for i in range(19)))
+        )
+        for path in ("first", "second")
+    }
+    levels = Levels(tuple(values), values, baseline)
+    marks: dict[int, tuple[float, float, float]] = {}
+    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "run") as ledger:
+        run = compiler._run(job, ledger)
+        oracle = EvaluatorOracle(run, levels, job.dataset.examples[:400])
+        asked: list[float] = []
+        submit = oracle.submit
+
+        class Timed:
+            """The oracle, noting the CPU of the thread that decides at every block."""
+
+            examples = 400
+
+            def submit(self, point: Any, examples: Any, replicate: int) -> Any:
+                asked.append(time.thread_time())
+                for mark in (1000, outcomes - 10_000, outcomes - 1000):
+                    if mark not in marks and run.retired >= mark:
+                        marks[mark] = (resident(), time.thread_time(), len(asked))
+                return submit(point, examples, replicate)
+
+        found = search(levels.space, Timed(), budget=outcomes, seed=0, options=SearchOptions())
+        end = (resident(), time.thread_time(), len(asked))
+        retired = run.retired
+        run.close(abandon=False)
+    late = next(marks[mark] for mark in sorted(marks) if mark > 1000)
+    return {
+        "outcomes": retired,
+        "spent": found.spent,
+        "growth": end[0] - marks[1000][0],
+        "resident": end[0],
+        "decide_ms": 1000 * (end[1] - late[1]) / max(1, end[2] - late[2]),
+    }
+
+
+def theirs(outcomes: int, url: str) -> dict[str, float]:
+    """Evaluate with stock DSPy; return the memory at a thousand outcomes and at the end."""
+    import dspy
+
+    logging.disable(logging.WARNING)
+    lm = dspy.LM("openai/stub", api_base=url, api_key="none", cache=False)
+    examples = [
+        dspy.Example(question=f"What is the capital of country {i}?", answer="Paris").with_inputs("question")
+        for i in range(1000)
+    ]
+    first = 0.0
+    with dspy.context(lm=lm), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        evaluate = dspy.Evaluate(
+            devset=examples, metric=lambda e, p, t=None: True, num_threads=16, display_progress=False
+        )
+        kept = []  # an optimizer keeps the results of its trials
+        for _ in range(outcomes // 1000):
+            kept.append(evaluate(dspy.Predict("question -> answer")))
+            first = first or resident()
+    return {"outcomes": outcomes, "growth": resident() - first}
+
+
+def measure(which: str, outcomes: int, url: str = "") -> dict[str, float]:
+    """Return one measurement, from a process of its own."""
+    words = [sys.executable, __file__, "--measure", which, "--outcomes", str(outcomes), "--url", url]
+    answer = subprocess.run(words, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(answer.stdout.strip().splitlines()[-1])
+    return found
+
+
+def growth(repeats: int, outcomes: int) -> None:
+    """Print the table."""
+    from engine import stub
+
+    print(f"\n| growth, 1,000 to {outcomes:,} outcomes | DSPy | vitrify |")
+    print("|---|---|---|")
+    found = [measure("ours", outcomes) for _ in range(repeats)]
+    with stub(fixed=True) as url:
+        per = [measure("dspy", 4000, url)["growth"] / 3 for _ in range(repeats)]
+    mine = [one["growth"] for one in found]
+    print(
+        f"| memory | {statistics.median(per):+.1f} MB a thousand ({min(per):.1f} to {max(per):.1f}, over 3 thousand) "
+        f"| {statistics.median(mine):+.1f} MB in all ({min(mine):.1f} to {max(mine):.1f}) |"
+    )
+    decide = [one["decide_ms"] for one in found]
+    print(
+        f"| CPU to decide a block, submit it and take in its results, at the end | | {statistics.median(decide):.2f} ms "
+        f"({min(decide):.2f} to {max(decide):.2f}) |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print the table, or one measurement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", choices=("ours", "dspy"))
+    parser.add_argument("--outcomes", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--url", default="")
+    arguments = parser.parse_args()
+    if arguments.measure == "ours":
+        print(json.dumps(ours(arguments.outcomes)))
+    elif arguments.measure == "dspy":
+        print(json.dumps(theirs(arguments.outcomes, arguments.url)))
+    else:
+        growth(arguments.repeats, arguments.outcomes)
+
+
+if __name__ == "__main__":
+    main()
