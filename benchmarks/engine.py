@@ -5,7 +5,7 @@
 
 - cpu: process CPU per predictor call over loopback HTTP, 0 and 8 demonstrations: DSPy's `Predict` on `dspy.LM`, our
   bound predictor in the same threads, a sealed program on the event loop.
-- share: the share of the ideal throughput with a 50 ms server and 128 calls in flight.
+- share: the share of the ideal throughput with a 50 ms server and 128 calls in flight, in a steady state.
 - busy: how busy a 200 ms (lognormal, sigma .8) server is kept during a compile of the help desk, 64 in flight, beside
   `MIPROv2(auto="light")` and at an equal number of calls.
 
@@ -16,7 +16,9 @@ that neither renders nor parses) stands beside the figures.
 import argparse
 import asyncio
 import contextlib
+import contextvars
 import io
+import itertools
 import json
 import logging
 import os
@@ -46,6 +48,9 @@ from vitrify.programs.program import lower_program
 import vitrify
 
 ROOT = Path(__file__).resolve().parent.parent
+BODY = (
+    b'{"model":"stub","messages":[{"role":"system","content":"' + b"x" * 500 + b'"},{"role":"user","content":"%s"}]}'
+)  # about what the predictor below sends
 
 
 @contextlib.contextmanager
@@ -92,75 +97,145 @@ def questions(count: int) -> list[str]:
     return [f"What is the capital of the country that was visited in year {i}?" for i in range(count)]
 
 
-def timed(work: Callable[[], None]) -> tuple[float, float]:
-    """Return CPU and wall-clock seconds of some work in this process."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    work()
-    return time.process_time() - cpu, time.perf_counter() - wall
+class Steady:
+    """CPU and wall clock of some calls in a steady state: those before and after them belong to nobody.
+
+    Connections are made, threads started and code first run during the `warm` calls; as many follow the measured ones,
+    so that what is measured always has its number in flight.
+    """
+
+    def __init__(self, warm: int, calls: int) -> None:
+        self.asked = questions(2 * warm + calls)
+        self._calls = calls
+        self._ends = (warm, warm + calls)
+        self._count = itertools.count(1)
+        self._seen: list[tuple[float, float]] = []
+
+    def done(self) -> None:
+        """Note that a call is done."""
+        if next(self._count) in self._ends:
+            self._seen.append((time.process_time(), time.perf_counter()))
+
+    def figures(self) -> tuple[float, float]:
+        """Return CPU microseconds per call, and calls per second."""
+        (cpu, wall), (cpu_then, wall_then) = self._seen
+        return 1e6 * (cpu_then - cpu) / self._calls, self._calls / (wall_then - wall)
 
 
-def in_threads(threads: int, call: Callable[[str], Any], asked: list[str]) -> Callable[[], None]:
-    """Return work that makes the calls in threads, DSPy's settings with them."""
+def in_threads(threads: int, call: Callable[[str], Any], steady: Steady) -> tuple[float, float]:
+    """Measure calls in threads, DSPy's settings with them."""
     overrides = thread_local_overrides.get().copy()
+    waiting = iter(steady.asked)
 
-    def one(question: str) -> None:
-        token = thread_local_overrides.set(overrides)
-        try:
+    def worker() -> None:
+        thread_local_overrides.set(overrides)
+        for question in waiting:
             call(question)
-        finally:
-            thread_local_overrides.reset(token)
+            steady.done()
 
-    def work() -> None:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(one, asked))
-
-    return work
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(contextvars.copy_context().run, worker) for _ in range(threads)]:
+            future.result()
+    return steady.figures()
 
 
-def on_the_loop(flying: int, call: Callable[[str], Any], asked: list[str]) -> Callable[[], None]:
-    """Return work that makes the calls on one event loop."""
+def on_the_loop(flying: int, call: Callable[[str], Any], steady: Steady) -> tuple[float, float]:
+    """Measure calls on one event loop."""
 
     async def main() -> None:
-        waiting = iter(asked)
+        waiting = iter(steady.asked)
 
         async def worker() -> None:
             for question in waiting:
                 await call(question)
+                steady.done()
 
         await asyncio.gather(*(worker() for _ in range(flying)))
 
-    return lambda: asyncio.run(main())
+    asyncio.run(main())
+    return steady.figures()
 
 
-def dspy_calls(url: str, demos: int, threads: int, asked: list[str]) -> tuple[float, float]:
+def dspy_calls(url: str, demos: int, threads: int, steady: Steady) -> tuple[float, float]:
     """Measure stock DSPy: `Predict` on `dspy.LM`, its cache off."""
     lm = dspy.LM("openai/stub", api_base=url, api_key="none", cache=False)
     predictor = program(demos)
     with dspy.context(lm=lm, disable_history=True), quiet():
-        in_threads(threads, lambda q: predictor(question=q), asked[:64])()
-        return timed(in_threads(threads, lambda q: predictor(question=q), asked))
+        return in_threads(threads, lambda q: predictor(question=q), steady)
 
 
-def bound_calls(url: str, demos: int, threads: int, asked: list[str]) -> tuple[float, float]:
+def bound_calls(url: str, demos: int, threads: int, steady: Steady) -> tuple[float, float]:
     """Measure a bound predictor in threads."""
     predictor = program(demos)
     spec = lower_program(predictor)
     bound = bind(predictor, spec, spec.baseline)
     client = OpenAICompatible("openai/stub", api_base=url, api_key="none")
     with dspy.context(lm=EngineLM(client), disable_history=True):
-        in_threads(threads, lambda q: bound(question=q), asked[:64])()
-        found = timed(in_threads(threads, lambda q: bound(question=q), asked))
+        found = in_threads(threads, lambda q: bound(question=q), steady)
     client.close()
     return found
 
 
-def sealed_calls(path: Path, url: str, flying: int, asked: list[str]) -> tuple[float, float]:
-    """Measure a sealed program on the loop."""
+def sealed_calls(path: Path, url: str, flying: int, steady: Steady) -> tuple[float, float]:
+    """Measure a sealed program on a loop."""
     loaded = vitrify.load(path, lm="openai/stub", api_base=url, api_key="none")
-    on_the_loop(flying, lambda q: loaded.acall(question=q), asked[:64])()
-    found = timed(on_the_loop(flying, lambda q: loaded.acall(question=q), asked))
+    found = on_the_loop(flying, lambda q: loaded.acall(question=q), steady)
     loaded.close()
     return found
+
+
+class Bare(asyncio.Protocol):
+    """One connection of a client that neither renders nor parses: bytes out, bytes in, and again."""
+
+    def __init__(self, steady: Steady, waiting: Iterator[str], host: str) -> None:
+        self.steady = steady
+        self.waiting = waiting
+        self.host = host
+        self.missing = 0
+        self.transport: Any = None
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        """Ask for the first time."""
+        self.transport = transport
+        self.ask()
+
+    def ask(self) -> None:
+        """Send a request of the usual size, or end."""
+        question = next(self.waiting, None)
+        if question is None:
+            self.transport.close()
+            self.over.set_result(None)
+            return
+        body = BODY % question.encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.transport.write(head.encode() + body)
+
+    def data_received(self, data: bytes) -> None:
+        """Count bytes until the reply is whole."""
+        if not self.missing:
+            head, _, data = data.partition(b"\r\n\r\n")
+            self.missing = int(head[head.rindex(b"Content-Length:") + 15 :].split(b"\r\n")[0])
+        self.missing -= len(data)
+        if not self.missing:
+            self.steady.done()
+            self.ask()
+
+
+def bare_calls(url: str, flying: int, steady: Steady) -> tuple[float, float]:
+    """Measure the bare client: the ceiling of the server, and of this machine."""
+    host, _, port = url.removeprefix("http://").removesuffix("/v1").partition(":")
+
+    async def main() -> None:
+        waiting = iter(steady.asked)
+        loop = asyncio.get_running_loop()
+        made = [
+            await loop.create_connection(lambda: Bare(steady, waiting, host), host, int(port)) for _ in range(flying)
+        ]
+        await asyncio.gather(*(bare.over for _, bare in made))
+
+    asyncio.run(main())
+    return steady.figures()
 
 
 def sealed_artifact(folder: Path, demos: int) -> Path:
@@ -195,45 +270,68 @@ def shown(values: list[float], form: str = ".0f") -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
+def ratio(theirs: list[float], ours: list[float]) -> str:
+    """Return the median of paired ratios, with its range."""
+    found = [a / b for a, b in zip(theirs, ours, strict=True)]
+    return f"1/{statistics.median(found):.1f} (1/{min(found):.1f} to 1/{max(found):.1f})"
+
+
 def cpu(repeats: int, calls: int) -> None:
     """Print CPU per call, and the ratio to DSPy."""
     print("| CPU per call, us | demos | DSPy, 16 threads | bound, 16 threads | ratio | sealed, loop, 64 | ratio |")
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    fewer = max(200, calls // 5)
     with tempfile.TemporaryDirectory() as folder, stub(fixed=True) as url:
+        bare: list[tuple[float, float]] = []
         for demos in (0, 8):
             path = sealed_artifact(Path(folder), demos)
-            rows: list[tuple[float, float, float]] = []
+            columns: list[list[float]] = [[], [], []]
             for _ in range(repeats):
-                theirs = dspy_calls(url, demos, 16, questions(max(200, calls // 5)))[0] / max(200, calls // 5)
-                bound = bound_calls(url, demos, 16, questions(calls))[0] / calls
-                sealed = sealed_calls(path, url, 64, questions(calls))[0] / calls
-                rows.append((1e6 * theirs, 1e6 * bound, 1e6 * sealed))
-            columns = [list(column) for column in zip(*rows, strict=True)]
-            threads = [b / a for a, b, _ in rows]
-            loop = [c / a for a, _, c in rows]
-            ratios = [f"1/{1 / statistics.median(found):.1f}" for found in (threads, loop)]
+                columns[0].append(dspy_calls(url, demos, 16, Steady(64, fewer))[0])
+                columns[1].append(bound_calls(url, demos, 16, Steady(200, calls))[0])
+                columns[2].append(sealed_calls(path, url, 64, Steady(200, calls))[0])
+                bare.append(bare_calls(url, 64, Steady(200, calls)))
+            theirs, bound, sealed = columns
             print(
-                f"| predictor call | {demos} | {shown(columns[0])} | {shown(columns[1])} | {ratios[0]} "
-                f"| {shown(columns[2])} | {ratios[1]} |"
+                f"| predictor call | {demos} | {shown(theirs)} | {shown(bound)} | {ratio(theirs, bound)} "
+                f"| {shown(sealed)} | {ratio(theirs, sealed)} |",
+                flush=True,
             )
+        served = stats(url)
+    print(
+        f"\nThe bare client: {shown([c for c, _ in bare])} us of CPU per call, {shown([r for _, r in bare])} calls a "
+        f"second; the server: {1e6 * served['cpu'] / served['served']:.0f} us of CPU per call served."
+    )
 
 
 def share(repeats: int, calls: int) -> None:
-    """Print the share of the ideal throughput at 50 ms and 128 in flight."""
-    print("\n| share of ideal, 50 ms, 128 in flight | DSPy | bound, threads | sealed, loop |")
-    print("|---|---|---|---|")
-    ideal = 128 / 0.05
-    with tempfile.TemporaryDirectory() as folder, stub(fixed=True, latency=0.05) as url:
+    """Print the share of the ideal throughput at 50 ms and 128 in flight, once it is steady."""
+    flying, latency, fewer = 128, 0.05, max(200, calls // 5)
+    print(
+        f"\n| share of ideal, 50 ms, {flying} in flight | DSPy, threads | bound, threads | sealed, loop "
+        "| bare client (the ceiling) |\n|---|---|---|---|---|",
+        flush=True,
+    )
+    ideal = flying / latency
+    with tempfile.TemporaryDirectory() as folder, stub(fixed=True, latency=latency) as url:
         path = sealed_artifact(Path(folder), 0)
-        rows = []
+        columns: list[list[float]] = [[], [], [], []]
         for _ in range(repeats):
-            fewer = max(200, calls // 5)
-            theirs = fewer / dspy_calls(url, 0, 128, questions(fewer))[1]
-            bound = calls / bound_calls(url, 0, 128, questions(calls))[1]
-            sealed = calls / sealed_calls(path, url, 128, questions(calls))[1]
-            rows.append((100 * theirs / ideal, 100 * bound / ideal, 100 * sealed / ideal))
-        columns = [list(column) for column in zip(*rows, strict=True)]
+            rates = (
+                dspy_calls(url, 0, flying, Steady(2 * flying, fewer))[1],
+                bound_calls(url, 0, flying, Steady(4 * flying, calls))[1],
+                sealed_calls(path, url, flying, Steady(4 * flying, calls))[1],
+                bare_calls(url, flying, Steady(4 * flying, calls))[1],
+            )
+            for column, rate in zip(columns, rates, strict=True):
+                column.append(100 * rate / ideal)
         print("| % | " + " | ".join(shown(column) for column in columns) + " |")
+        served = stats(url)
+    print(
+        f"\nThe steady state: {calls} calls ({fewer} of DSPy) after {4 * flying} ({2 * flying}) that open connections and "
+        f"start threads, {flying} in flight throughout; ideal is {ideal:.0f} a second. The server takes "
+        f"{1e6 * served['cpu'] / served['served']:.0f} us of CPU per call, on the same cores."
+    )
 
 
 def busy(repeats: int) -> None:

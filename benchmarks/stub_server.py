@@ -3,7 +3,8 @@
     python benchmarks/stub_server.py --latency 0.2 --sigma 0.8
 
 It prints its address, answers every chat completion from the prompt's own output markers after a wait, and tells at
-`/stats` how many requests it served, how many were in flight at most, and for how many seconds it was busy in all.
+`/stats` how many requests it served, how many were in flight at most, for how many seconds it was busy in all, and how
+much CPU that took.
 """
 
 import argparse
@@ -85,6 +86,7 @@ class State:
         self.served = self.flying = self.peak = 0
         self.busy = 0.0
         self.first = self.last = 0.0
+        self.born = time.process_time()
 
     def wait(self, body: bytes) -> float:
         """Return the wait in seconds, a function of the request: lognormal around the median."""
@@ -125,7 +127,13 @@ class State:
 
     def stats(self) -> dict[str, float]:
         """Return the counts."""
-        return {"served": self.served, "flying": self.flying, "peak": self.peak, "busy": self.busy, "span": self.last - self.first}
+        return {
+            "served": self.served,
+            "flying": self.flying,
+            "peak": self.peak,
+            "busy": self.busy,
+            "span": self.last - self.first,
+        }
 
 
 def completion(text: str, tokens: int) -> bytes:

@@ -12,7 +12,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
 from ..programs.bind import bind
-from ..programs.bridge import DspyLM, EngineLM
+from ..programs.bridge import DIRECT, DspyLM, EngineLM
 from ..programs.candidate import Candidate
 from ..programs.flow import Flow
 from ..programs.lm import LM, LMError, Retry
@@ -209,7 +209,7 @@ class Evaluator:
         asked = _Asked(target, bound, example, errand, lm)
         assert isinstance(lm.target, MeteredLM)
         loop = None if bound.looped is None or errand.traced else lm.target.loop
-        if loop is not None and lm.direct({}):
+        if loop is not None and DIRECT.issuperset(lm.kwargs):
             return self._pool.submit_async(loop, lambda: self._alooped(asked), priority=errand.priority)
         return self._pool.submit(lambda: self._paced(lambda: self._evaluate(asked)), priority=errand.priority)
 

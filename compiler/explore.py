@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .additive import Cell, Columns, Surrogate
+from .surrogate import Cell, Columns, Surrogate
 from .scores import Floats, Ints, Scores
 from .space import Point, SearchSpace
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import optuna
 
 from ..signatures.errors import RequestError
-from .additive import Surrogate
+from .surrogate import Surrogate
 from .rng import integer
 from .scores import Scores
 from .space import Point, SearchSpace

@@ -1,34 +1,42 @@
-"""Surrogate: beliefs about every point's difference to the baseline, from paired scores.
+"""Surrogate: beliefs about every point, from block sums.
 
-The difference of a point is the sum of its levels' effects and a residual of its own, both normal with a mean of zero,
-so that nothing is believed to help until the scores say so:
+    y = d[example] + sum over slots s of a_s[level] + g[point] + e,    a ~ N(0, tau^2), g ~ N(0, omega^2), e ~ N(0, s2)
 
-    f(p) = sum over slots s of a_s[p_s] + g_p,   a ~ N(0, tau^2),  g ~ N(0, omega^2)
+The examples' difficulties d (one a block is enough: whoever was told a block was told all of it) have a flat prior, so
+that only comparisons within a block count. Every level and every point is exchangeable, the baseline too: who is worse
+than most is believed to be worse. tau and omega aren't fitted but averaged over a grid that reaches nearly zero,
+weighted by the marginal likelihood; while the search goes on, over the neighbourhood of the best cell.
 
-The mean paired difference y_p on the first n_p examples has noise from the point and from the baseline. Points share
-the baseline's part: cov(y_p, y_q) = (v / 2) (1 / max(n_p, n_q) + [p = q] / n_p), v being the pooled variance of paired
-differences. The variances aren't fitted but averaged over a grid that reaches nearly zero, weighted by the marginal
-likelihood (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 5.2).
+g is integrated out of the normal equations (Sherman-Morrison within a point), so that a fit costs (levels + blocks)^3
+and a decision O(levels), however many outcomes are known. (Lindley and Smith, Bayes estimates for the linear model,
+1972; Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 5.2.)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from scipy import linalg, stats
 
-from .space import Point
+from .scores import Floats, Ints, Sums
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+GRID = (0.0015, 0.005, 0.012, 0.025, 0.045, 0.07, 0.1, 0.14, 0.2)
+"""Standard deviations of levels and points, in units of the scores' scale."""
 
-GRID = (0.0015, 0.005, 0.015, 0.04, 0.08, 0.15, 0.3)
-"""Standard deviations, in units of the scores' own spread where that isn't 1."""
+NEGLIGIBLE = 7.0
+"""A cell whose log likelihood is so far below the best one's doesn't count."""
+
+Place = tuple[int, int]
+"""A cell of the grid: the places of tau and of omega in GRID."""
+
+START: Place = (4, 3)
+"""Where the first fit begins."""
 
 
 @dataclass(frozen=True)
 class Belief:
-    """What is believed of one point's difference to the baseline."""
+    """What is believed of a difference between two points."""
 
     mean: float
     sd: float
@@ -36,7 +44,7 @@ class Belief:
 
     @property
     def probability(self) -> float:
-        """The probability of a difference above zero; by Student's t, since few rows tell the noise."""
+        """The probability of a difference above zero; by Student's t, since few examples tell the noise."""
         return float(stats.t.cdf(self.mean / self.sd, self.freedom)) if self.sd > 0 else 0.0
 
     @property
@@ -47,98 +55,271 @@ class Belief:
 
 
 @dataclass(frozen=True, eq=False)
+class Columns:
+    """Where the levels stand among the effects; a level that says nothing of its own shares the last column, zero.
+
+    Attributes:
+        of: For each slot the column of each level.
+        width: How many columns, without the one of zeros.
+    """
+
+    of: tuple[Ints, ...]
+    width: int
+
+    @classmethod
+    def spanning(cls, sizes: Sequence[int], told: Ints | None = None) -> "Columns":
+        """Give a column to every level, or to those that two or more of the points `told` share."""
+        kept = [
+            np.ones(size, dtype=bool) if told is None else np.bincount(told[:, slot], minlength=size) > 1
+            for slot, size in enumerate(sizes)
+        ]
+        width = int(sum(keep.sum() for keep in kept))
+        first = 0
+        of = []
+        for keep in kept:
+            places = np.full(len(keep), width, dtype=np.int64)
+            places[keep] = first + np.arange(int(keep.sum()))
+            first += int(keep.sum())
+            of.append(places)
+        return cls(tuple(of), width)
+
+    def at(self, levels: Ints) -> Ints:
+        """Return the columns of points given by their levels, [points, slots]."""
+        if not self.of:
+            return np.zeros((len(levels), 0), dtype=np.int64)
+        return np.stack([of[levels[:, slot]] for slot, of in enumerate(self.of)], axis=1)
+
+
+class Design:
+    """What all cells of one fit share."""
+
+    def __init__(self, sums: Sums, columns: Columns, variance: float | None = None) -> None:
+        self.sums, self.columns = sums, columns
+        self.weight = 1 / (sums.variance if variance is None else variance)
+        self.counts = sums.counts
+        self.at = columns.at(sums.levels)
+        rows, width = len(sums.blocks), columns.width
+        onehot = np.zeros((rows, width + 1))
+        np.add.at(onehot, (np.arange(rows)[:, None], self.at), 1.0)
+        self.onehot = onehot[:, :width]
+        self.mask = (np.arange(len(sums.sizes))[None, :] < sums.blocks[:, None]).astype(np.float64)
+        self.used = int(sums.blocks.max(initial=0))
+        self.mask = self.mask[:, : self.used]
+        self.sizes = sums.sizes[: self.used]
+
+    def normal(self, omega2: float) -> "Normal":
+        """Return the normal equations of effects and difficulties, each point's own effect integrated out."""
+        w, n = self.weight, self.counts
+        q = 1 / (1 + omega2 * w * n)
+        known = n > 0
+        x, mask, sizes = self.onehot[known], self.mask[known], self.sizes
+        qk, totals = q[known], self.sums.totals[known]
+        weights = w * n[known] * qk
+        width = self.columns.width
+        matrix = np.zeros((width + self.used, width + self.used))
+        matrix[:width, :width] = (x * weights[:, None]).T @ x
+        cross = (x * qk[:, None]).T @ mask * (w * sizes)
+        matrix[:width, width:], matrix[width:, :width] = cross, cross.T
+        kappa = omega2 * qk
+        within = (mask * kappa[:, None]).T @ mask * np.outer(w * sizes, w * sizes)
+        matrix[width:, width:] = np.diag(w * sizes * mask.sum(axis=0)) - within
+        right = np.concatenate(
+            [
+                x.T @ (w * qk * totals),
+                w * self.sums.block_totals[: self.used] - w**2 * sizes * (mask.T @ (kappa * totals)),
+            ]
+        )
+        loss = -float((kappa * (w * totals) ** 2).sum()) - float(np.log(qk).sum())
+        return Normal(self, omega2, q, matrix, right, loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Normal:
+    """The normal equations under one omega.
+
+    Attributes:
+        design: What they come from.
+        omega2: The variance of the points' own effects.
+        shrink: For each row 1 / (1 + omega2 n / s2): how much of its own effect is still the prior's.
+        matrix: The precision that the scores give.
+        right: The right side.
+        loss: What of -2 log likelihood depends on omega alone.
+    """
+
+    design: Design
+    omega2: float
+    shrink: Floats
+    matrix: Floats
+    right: Floats
+    loss: float
+
+    def cell(self, tau2: float) -> "Cell":
+        """Return the posterior under one tau."""
+        width = self.design.columns.width
+        precision = self.matrix.copy()
+        prior = np.full(len(precision), 1e-6 / self.design.sums.scale**2)
+        prior[:width] = 1 / tau2
+        precision[np.diag_indices(len(precision))] += prior
+        factor = linalg.cholesky(precision, lower=True, overwrite_a=True, check_finite=False)
+        mean = linalg.cho_solve((factor, True), self.right, check_finite=False)
+        log_weight = -0.5 * (
+            self.loss
+            - float(self.right @ mean)
+            + width * float(np.log(tau2))
+            + 2 * float(np.log(np.diagonal(factor)).sum())
+        )
+        return Cell(self, tau2, mean, factor, log_weight)
+
+
+@dataclass(frozen=True, eq=False)
 class Cell:
     """The posterior under one pair of variances.
 
     Attributes:
-        log_weight: The log marginal likelihood, up to a constant.
+        normal: The equations.
         tau2: The variance of the levels' effects.
-        omega2: The variance of the residuals.
-        weighted: The inverse covariance of the scored points times y.
-        factor: Its Cholesky factor.
+        mean: The posterior mean of effects and difficulties.
+        factor: The Cholesky factor of their posterior precision.
+        log_weight: The log marginal likelihood, up to a constant.
     """
 
-    log_weight: float
+    normal: Normal
     tau2: float
-    omega2: float
-    weighted: Floats
+    mean: Floats
     factor: Floats
+    log_weight: float
+
+    def effects(self, theta: Floats) -> Floats:
+        """Return the levels' effects among `theta`, a zero behind them for levels without a column."""
+        return np.append(theta[: self.normal.design.columns.width], 0.0)
+
+    def rows(self, theta: Floats) -> Floats:
+        """Return the mean of every row given effects and difficulties."""
+        design, normal = self.normal.design, self.normal
+        additive: Floats = self.effects(theta)[design.at].sum(axis=1)
+        difficulty = np.concatenate([[0.0], np.cumsum(design.sizes * theta[design.columns.width :])])
+        surplus = design.sums.totals - difficulty[design.sums.blocks] - design.counts * additive
+        own: Floats = additive + normal.omega2 * design.weight * normal.shrink * surplus
+        return own
+
+    def sample(self, rng: np.random.Generator) -> Floats:
+        """Draw effects and difficulties."""
+        noise = rng.standard_normal(len(self.mean))
+        drawn: Floats = self.mean + linalg.solve_triangular(self.factor, noise, lower=True, trans=1, check_finite=False)
+        return drawn
+
+    def spreads(self, rows: Sequence[int], home: int) -> Floats:
+        """Return the posterior variance of each row's difference to `home`."""
+        design, normal = self.normal.design, self.normal
+        chosen = np.array([*rows, home])
+        q = normal.shrink[chosen][:, None]
+        kept = normal.omega2 * design.weight * q * design.mask[chosen] * design.sizes
+        functional = np.concatenate([q * design.onehot[chosen], -kept], axis=1)
+        functional = functional[:-1] - functional[-1]
+        half = linalg.solve_triangular(self.factor, functional.T, lower=True, check_finite=False)
+        own = normal.omega2 * (normal.shrink[chosen[:-1]] + normal.shrink[home])
+        variance: Floats = (half**2).sum(axis=0) + np.where(chosen[:-1] == home, 0.0, own)
+        return variance
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Surrogate:
-    """The posterior over points; `beliefs` also answers for points that were never scored."""
+    """The posterior over points, averaged over cells of the grid.
 
-    home: Point
-    points: tuple[Point, ...]
+    Attributes:
+        cells: The cells.
+        weights: Their posterior weights.
+        best: The place of the likeliest cell.
+    """
+
     cells: tuple[Cell, ...]
-    freedom: float = 1e6
+    weights: Floats
+    best: Place
 
     @classmethod
-    def fit(cls, differences: Mapping[Point, Floats], home: Point) -> "Surrogate":
-        """Fit to the paired differences of every point that met the baseline on a common prefix of examples."""
-        rows = [(point, values) for point, values in differences.items() if point != home and len(values)]
-        if not rows:
-            return cls(home, (), ())
-        points = tuple(point for point, _ in rows)
-        y = np.array([values.mean() for _, values in rows])
-        n = np.array([len(values) for _, values in rows], dtype=np.float64)
-        variance, spread = pooled_variance([values for _, values in rows])
-        noise = variance / 2 * (1 / np.maximum.outer(n, n) + np.diag(1 / n))
-        shared = _shared(points, points, home)
-        cells = [
-            _cell((tau * spread) ** 2, (omega * spread) ** 2, shared, noise, y)
-            for tau in GRID
-            for omega in (GRID if len(home) > 1 else GRID[:1])
-            if omega <= tau
-        ]
-        top = max(cell.log_weight for cell in cells)
-        # Every point is scored on the same examples, so more points don't make the noise better known.
-        freedom = max(1.0, float(n.max()) - 1)
-        return cls(home, points, tuple(cell for cell in cells if cell.log_weight > top - 10), freedom)
+    def fit(
+        cls, sums: Sums, columns: Columns, around: Place | None = None, variance: float | None = None
+    ) -> "Surrogate":
+        """Fit to what was told.
 
-    def beliefs(self, asked: Sequence[Point]) -> list[Belief]:
-        """Return what is believed of each point."""
-        if not self.points:
-            return [Belief(0.0, 1.0) for _ in asked]
-        cross = _shared(asked, self.points, self.home)
-        own = np.array([[p == q for q in self.points] for p in asked], dtype=np.float64)
-        size = np.array([sum(a != b for a, b in zip(p, self.home, strict=True)) for p in asked], dtype=np.float64)
-        away = np.array([p != self.home for p in asked], dtype=np.float64)
-        top = max(cell.log_weight for cell in self.cells)
-        weights = np.exp(np.array([cell.log_weight - top for cell in self.cells]))
-        mean, second = np.zeros(len(asked)), np.zeros(len(asked))
-        for weight, cell in zip(weights / weights.sum(), self.cells, strict=True):
-            k = cell.tau2 * cross + cell.omega2 * own
-            m = k @ cell.weighted
-            half = linalg.solve_triangular(cell.factor, k.T, lower=True)
-            var = np.maximum(cell.tau2 * size + cell.omega2 * away - (half**2).sum(axis=0), 1e-12)
-            mean += weight * m
-            second += weight * (var + m**2)
-        sd = np.sqrt(np.maximum(second - mean**2, 1e-12))
-        return [Belief(float(a), float(b), self.freedom) for a, b in zip(mean, sd, strict=True)]
+        Averaged over every cell that matters; or, while the search goes on, over the cells beside `around` and a few
+        steps uphill of it. `variance` stands in for the pooled one.
+        """
+        design = Design(sums, columns, variance)
+        normals: dict[int, Normal] = {}
+        cells: dict[Place, Cell] = {}
+
+        def weigh(place: Place) -> float:
+            if place not in cells:
+                if place[1] not in normals:
+                    normals[place[1]] = design.normal((GRID[place[1]] * sums.scale) ** 2)
+                cells[place] = normals[place[1]].cell((GRID[place[0]] * sums.scale) ** 2)
+            return cells[place].log_weight
+
+        best, steps = around or START, 3 if around else len(GRID) ** 2
+        for _ in range(steps):
+            peak = max([best, *_beside(best)], key=weigh)
+            if peak == best:
+                break
+            best = peak
+        if around is None:
+            _flood(best, lambda place: weigh(place) > weigh(best) - NEGLIGIBLE)
+        top = cells[best].log_weight
+        kept = [cell for cell in cells.values() if cell.log_weight > top - NEGLIGIBLE]
+        weights = np.exp(np.array([cell.log_weight - top for cell in kept]))
+        return cls(tuple(kept), weights / weights.sum(), best)
+
+    @cached_property
+    def means(self) -> Floats:
+        """The posterior mean of every row, up to a common constant."""
+        mean: Floats = sum(weight * cell.rows(cell.mean) for weight, cell in zip(self.weights, self.cells, strict=True))
+        return mean
+
+    @cached_property
+    def effects(self) -> Floats:
+        """The posterior mean of every level's effect, by column."""
+        mean: Floats = sum(
+            weight * cell.effects(cell.mean) for weight, cell in zip(self.weights, self.cells, strict=True)
+        )
+        return mean
+
+    @property
+    def scale(self) -> float:
+        """The spread of the scores, 1 for 0/1."""
+        return self.cells[0].normal.design.sums.scale
+
+    def top(self, columns: Columns) -> tuple[int, ...]:
+        """Return the level of each slot that is expected to be best."""
+        return tuple(int(np.argmax(self.effects[of])) for of in columns.of)
+
+    def pick(self, rng: np.random.Generator) -> Cell:
+        """Draw a cell by its weight."""
+        return self.cells[int(np.searchsorted(np.cumsum(self.weights), rng.random() * (1 - 1e-12)))]
+
+    def differences(self, rows: Sequence[int], home: int, freedom: float = 1e6) -> list[Belief]:
+        """Return what is believed of each row's difference to `home`."""
+        mean, second = np.zeros(len(rows)), np.zeros(len(rows))
+        for weight, cell in zip(self.weights, self.cells, strict=True):
+            values = cell.rows(cell.mean)
+            shift = values[list(rows)] - values[home]
+            mean += weight * shift
+            second += weight * (cell.spreads(rows, home) + shift**2)
+        sd = np.sqrt(np.maximum(second - mean**2, 0.0))
+        return [Belief(float(m), float(s), freedom) for m, s in zip(mean, sd, strict=True)]
 
 
-def _cell(tau2: float, omega2: float, shared: Floats, noise: Floats, y: Floats) -> Cell:
-    factor = np.asarray(np.linalg.cholesky(tau2 * shared + omega2 * np.eye(len(y)) + noise), dtype=np.float64)
-    weighted = linalg.cho_solve((factor, True), y)
-    likelihood = -0.5 * float(y @ weighted) - float(np.log(np.diag(factor)).sum())
-    return Cell(likelihood, tau2, omega2, weighted, factor)
+def _beside(place: Place) -> list[Place]:
+    tau, omega = place
+    steps = ((tau - 1, omega), (tau + 1, omega), (tau, omega - 1), (tau, omega + 1))
+    return [step for step in steps if all(0 <= coordinate < len(GRID) for coordinate in step)]
 
 
-def _shared(left: Sequence[Point], right: Sequence[Point], home: Point) -> Floats:
-    """Return for each pair how many slots have the same level, other than the baseline's."""
-    a, b, zero = np.array(left), np.array(right), np.array(home)
-    shared: Floats = ((a[:, None, :] == b[None, :, :]) & (a[:, None, :] != zero)).sum(axis=2).astype(np.float64)
-    return shared
-
-
-def pooled_variance(rows: Sequence[Floats]) -> tuple[float, float]:
-    """Return the pooled variance of paired differences, never zero, and the scale of the scores.
-
-    A quarter of one discordant example is added: where no example told two points apart, more might.
-    """
-    scale = max([1e-9, *(float(np.abs(values).max()) for values in rows)])
-    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in rows)
-    freedom = sum(len(values) - 1 for values in rows)
-    return (squares + 0.25 * scale**2) / (freedom + 1), scale
+def _flood(start: Place, matters: Callable[[Place], bool]) -> None:
+    """Ask of every cell that is connected to `start` by cells that matter, in a fixed order."""
+    seen, border = {start}, [start]
+    while border:
+        for place in _beside(border.pop()):
+            if place not in seen:
+                seen.add(place)
+                if matters(place):
+                    border.append(place)

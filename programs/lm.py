@@ -4,11 +4,13 @@ An LM is whatever has the members of `LM`; vitrify has three: the client in open
 embedded.py and the bridge to dspy's own in bridge.py.
 """
 
+import hashlib
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol, Self, cast, get_args
 
-from ..signatures.canonical import JsonValue, digest
+from ..signatures.canonical import JsonValue, canonical_json, digest
 from ..signatures.errors import WorkError
 from ..signatures.prompt import Capabilities
 
@@ -28,6 +30,9 @@ Cause = Literal[
 """Why a call failed; the first four and `bad_reply` may go away by themselves, the others won't."""
 
 RETRYABLE: Final[frozenset[Cause]] = frozenset({"rate_limited", "server", "timeout", "connection", "bad_reply"})
+
+
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,21 +56,31 @@ class Request:
     def key(self) -> str:
         """Return the sha256 (hex) of the canonical JSON of model, messages, params and replicate."""
         if self._key is None:
-            identity: dict[str, JsonValue] = {
-                "model": self.model,
-                "messages": [dict(message) for message in self.messages],
-                "params": dict(self.params),
-                "replicate": self.replicate,
-            }
             # Hashing costs about as much as sending, so it is done once, and only for who asks.
-            object.__setattr__(self, "_key", digest(identity))
+            object.__setattr__(self, "_key", self._digest())
         return cast(str, self._key)
+
+    def _digest(self) -> str:
+        rest: dict[str, JsonValue] = {"model": self.model, "params": dict(self.params), "replicate": self.replicate}
+        if all(type(message) is dict and _is_text(message) for message in self.messages):
+            # For texts, JSON's own encoder writes canonical JSON, and in a tenth of the time.
+            try:
+                text = f'{{"messages":{_ENCODER.encode(self.messages)},{canonical_json(rest)[1:]}'.encode()
+                return hashlib.sha256(text).hexdigest()
+            except UnicodeEncodeError:
+                pass  # a lone surrogate, which is refused below
+        return digest({"messages": [dict(message) for message in self.messages], **rest})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Request) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+
+def _is_text(message: Mapping[str, JsonValue]) -> bool:
+    """Say whether a message is a role and a text, as nearly all are."""
+    return len(message) == 2 and type(message.get("role")) is str and type(message.get("content")) is str
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,11 @@ class OpenAICompatible:
             return await transport.acomplete(request)
         return await pool.run(self._answer(request, pool))
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The client's own event loop, started where it isn't running yet; see `submit`."""
+        return self._running().loop
+
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run a coroutine on the client's own loop, where `acomplete` costs least; `close` cancels it.
 

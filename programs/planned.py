@@ -245,7 +245,7 @@ def format_in_force() -> Format | None:
 def format_of(adapter: Any) -> Format | None:
     """Return the format of an adapter of DSPy's with default options; None for any other."""
     kind = type(adapter)
-    if kind not in (dspy.ChatAdapter, JSONAdapter) or vars(adapter) != _defaults(kind):
+    if kind not in (dspy.ChatAdapter, JSONAdapter) or vars(adapter) != _defaults(cast(Any, kind)):
         return None
     return "json" if kind is JSONAdapter else "chat"
 

@@ -40,9 +40,15 @@ class Transport:
         self._awake = False
         self._outboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Outbox] = WeakKeyDictionary()
         self._calls: set[_Call] = set()
+        self._settled: list[_Call] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"vitrify {site.name}", daemon=True)
         self._thread.start()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop."""
+        return self._loop
 
     def is_current_thread(self) -> bool:
         """Whether the caller is on the loop's own thread."""
@@ -111,7 +117,7 @@ class Transport:
     def _submit(self, call: "_Call") -> None:
         self._inbox.append(call)
         if not self._awake:
-            # One wake-up (a system call) for all that arrive before the loop looks; it clears the flag, then looks.
+            # One wake-up (a system call, at which Python changes threads) for all that comes while the loop is awake.
             self._awake = True
             try:
                 self._loop.call_soon_threadsafe(self._drain)
@@ -121,13 +127,18 @@ class Transport:
             self._fail_inbox()
 
     def _drain(self) -> None:
-        """Start a task for every call in the inbox; runs on the loop."""
-        self._awake = False
+        """Start a task for every call in the inbox, and look again until nothing came; runs on the loop."""
+        if not self._inbox:
+            self._awake = False
+            if not self._inbox:  # whoever puts a call there from here on wakes the loop
+                return
+            self._awake = True
         while self._inbox:
             call = self._inbox.popleft()
             if not call.abandoned:
                 self._calls.add(call)
                 call.task = self._loop.create_task(self._serve(call))
+        self._loop.call_soon(self._drain)
 
     async def _serve(self, call: "_Call") -> None:
         """Answer one call and settle it, whatever happens."""
@@ -143,6 +154,14 @@ class Transport:
             call.error = error
         finally:
             self._calls.discard(call)
+            if not self._settled:
+                self._loop.call_soon(self._tell)
+            self._settled.append(call)
+
+    def _tell(self) -> None:
+        """Wake those who wait for what has been settled: at the end of the loop's turn, not each in the midst of it."""
+        settled, self._settled = self._settled, []
+        for call in settled:
             call.wake(call)
 
     def _abandon(self, call: "_Call") -> None:
@@ -178,6 +197,7 @@ class Transport:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+        self._tell()
         for call in list(self._calls):
             call.wake(call)
 

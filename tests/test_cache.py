@@ -294,6 +294,29 @@ def test_what_is_locked_for_a_while_is_written_afterwards(tmp_path: Path) -> Non
     assert REPLY == kept(tmp_path)
 
 
+def test_a_lock_in_the_way_of_a_reader_is_a_miss(tmp_path: Path) -> None:
+    # Readers of a WAL database are hardly ever refused: a refusal of another database's stands in for one.
+    one, two = (sqlite3.connect(tmp_path / "other.db", isolation_level=None, timeout=0) for _ in range(2))
+    one.execute("BEGIN IMMEDIATE")
+
+    class Refusing:
+        def get(self, key: str) -> None:
+            two.execute("BEGIN IMMEDIATE")
+
+        def close(self) -> None: ...
+
+    keep(tmp_path, (KEY, REPLY))
+    cache = ReplyCache(tmp_path)
+    own, cache._cache = cache._cache, Refusing()
+    assert cache.get(KEY) is None
+    assert cache.problem is None
+    cache._cache = own
+    assert REPLY == cache.get(KEY)
+    cache.close()
+    one.close()
+    two.close()
+
+
 LIMITED = """
 import resource, sys
 from pathlib import Path

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -131,8 +131,21 @@ def test_a_lookup_is_made_once_a_run(record: Record) -> None:
     assert [("a", 3), ("a", 1)] == calls
 
 
-def test_what_is_returned_is_the_caller_s_own(record: Record) -> None:
-    with recording(record, "one"):
+def test_what_is_returned_is_the_caller_s_own() -> None:
+    class Objects(Memory):
+        """A recorder that keeps the values themselves."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.values: dict[str, Any] = {}
+
+        def recall(self, key: str) -> Any:
+            return self.values.get(key, MISSING)
+
+        def finish(self, key: str, value: Any) -> None:
+            self.values[key] = value
+
+    with recording(Record(Objects()), "one"):
         for _ in range(3):
             found = search("a")
             assert 3 == len(found)
@@ -283,10 +296,15 @@ def test_arguments_may_be_passed_in_any_way(record: Record) -> None:
         search("a", more={"x": [1]})
         assert [("a", 3)] == calls
         search("a", more={"x": [2]})
+        assert 2 == len(calls)
+        for _ in range(2):
+            search("b", one={"c": 1, "d": 2}, two=2)
+            search("b", two=2, one={"d": 2, "c": 1})
+        assert 3 == len(calls)
         book("x", "y", "z")
         with pytest.raises(TypeError):
             search()  # type: ignore[call-arg]
-    assert 3 == len(calls)
+    assert 4 == len(calls)
 
 
 @pytest.mark.parametrize("mark", [cached, once])
@@ -395,7 +413,7 @@ def test_what_cannot_be_marked(mark: Any) -> None:
     async def anumbers() -> Any:
         yield 1
 
-    things: list[Any] = [3, classmethod(Index.find), staticmethod(len), numbers, anumbers]
+    things: list[Any] = [3, classmethod(cast(Any, len)), staticmethod(len), numbers, anumbers]
     for thing in things:
         with pytest.raises(ProgramError, match=r"vitrify\.(cached|once) `marks a function"):
             mark(thing)

@@ -279,9 +279,10 @@ def test_nothing_is_kept_alive_by_idle_threads() -> None:
     workers = Workers(1)
     big = Big()
     held = weakref.ref(big)
-    workers.submit(lambda big=big: None).result(SOON)  # type: ignore[misc]
+    workers.submit(lambda big=big: [big]).result(SOON)  # type: ignore[misc]
+    while workers.running:  # the thread gives its place back after the result
+        pass
     del big
-    workers.submit(lambda: None).result(SOON)
     gc.collect()
     assert held() is None
     workers.close(wait=True)
@@ -384,10 +385,10 @@ def test_giving_up_what_is_between_the_queue_and_the_loop() -> None:
         workers, blocked = Workers(1), threading.Event()
         loop.call_soon_threadsafe(blocked.wait, SOON)
 
-        async def work() -> None:
+        def make() -> Any:
             ran.append(1)
 
-        future = workers.submit_async(loop, work)
+        future = workers.submit_async(loop, make)
         workers.close(wait=False)
         blocked.set()
         with pytest.raises(CancelledError):
