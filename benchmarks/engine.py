@@ -328,9 +328,9 @@ def share(repeats: int, calls: int) -> None:
         print("| % | " + " | ".join(shown(column) for column in columns) + " |")
         served = stats(url)
     print(
-        f"\nThe steady state: {calls} calls ({fewer} of DSPy) after {4 * flying} ({2 * flying}) that open connections and "
-        f"start threads, {flying} in flight throughout; ideal is {ideal:.0f} a second. The server takes "
-        f"{1e6 * served['cpu'] / served['served']:.0f} us of CPU per call, on the same cores."
+        f"\nThe steady state: {calls} calls ({fewer} of DSPy) after {4 * flying} ({2 * flying}) that open connections "
+        f"and start\nthreads, {flying} in flight throughout; ideal is {ideal:.0f} a second. The server takes "
+        f"{1e6 * served['cpu'] / served['served']:.0f} us of CPU\nper call, on the same cores."
     )
 
 

@@ -133,6 +133,7 @@ class State:
             "peak": self.peak,
             "busy": self.busy,
             "span": self.last - self.first,
+            "cpu": time.process_time() - self.born,
         }
 
 

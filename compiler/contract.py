@@ -15,8 +15,9 @@ class SearchOptions:
 
     Attributes:
         sampler: What explores: `additive` is ours; `tpe`, `random` and `gp` are Optuna's.
-        window: Metric calls asked for before the first is told, at most an eighth of the budget. Fixed, so that decisions
-            don't depend on the concurrency, and some five times what is in flight, since blocks are told in order.
+        window: Metric calls asked for before the first is told, at most an eighth of the budget. Fixed, so that
+            decisions don't depend on the concurrency, and some five times what is in flight, since blocks are told
+            in the order asked.
         block: Examples of a block; None: 5 under a budget of 2,500 metric calls, else 10.
         finalists: How many points race at first.
         guard: The winner ships where the probability that it beats the baseline is at least this.
@@ -52,7 +53,7 @@ class SearchResult:
         trials: The points that were scored, in the order of the search.
         study: An Optuna study with a trial for each of them.
         reason: Why the search ended.
-        space: The space at the end, which the points refer to.
+        space: The space at the end, which the points refer to; empty where nothing was searched.
     """
 
     best: Point
@@ -64,7 +65,7 @@ class SearchResult:
     trials: tuple[Trial, ...]
     study: Any = field(repr=False, compare=False)
     reason: str
-    space: SearchSpace = field(repr=False)
+    space: SearchSpace = field(default=SearchSpace(()), repr=False)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from .surrogate import Cell, Columns, Surrogate
 from .scores import Floats, Ints, Scores
 from .space import Point, SearchSpace
+from .surrogate import Cell, Columns, Surrogate
 
 MOST_POINTS = 2_048
 """Of a product whose points are all drawn one by one; listed points always are."""
@@ -47,7 +47,9 @@ class Explorer(Protocol):
 def fitting_columns(space: SearchSpace) -> Columns:
     """Return the columns of a space: of listed points, levels that only one of them has get none."""
     sizes = [slot.levels for slot in space.slots]
-    return Columns.spanning(sizes, None if space.feasible is None else np.array(space.feasible).reshape(-1, len(sizes)))
+    return Columns.spanning(
+        sizes, None if space.feasible is None else np.array(space.feasible).reshape(space.size, len(sizes))
+    )
 
 
 class Listing:
@@ -56,7 +58,7 @@ class Listing:
     def __init__(self, space: SearchSpace) -> None:
         listed = space.feasible is not None or space.size <= MOST_POINTS
         self.points: list[Point] = list(space.points()) if listed else []
-        self.levels: Ints = np.array(self.points, dtype=np.int64).reshape(-1, len(space.slots))
+        self.levels: Ints = np.array(self.points, dtype=np.int64).reshape(len(self.points), len(space.slots))
         self.places = {point: place for place, point in enumerate(self.points)}
 
 
@@ -144,7 +146,7 @@ class Draw:
         self.cell, self.rng = cell, rng
         theta = cell.sample(rng)
         self.effects = cell.effects(theta)
-        design, omega2 = cell.normal.design, cell.normal.omega2
+        design, omega2 = cell.own.design, cell.own.omega2
         fitted = len(design.sums.blocks)
         later = self.effects[design.columns.at(scores.levels[fitted:])].sum(axis=1)
         counts = np.asarray(scores.edges, dtype=np.float64)[scores.asked]
@@ -154,13 +156,13 @@ class Draw:
 
     def unknown(self, levels: Ints) -> Floats:
         """Return values of points that were never asked for."""
-        own = float(np.sqrt(self.cell.normal.omega2))
+        own = float(np.sqrt(self.cell.own.omega2))
         values: Floats = self.additive(levels) + own * self.rng.standard_normal(len(levels))
         return values
 
     def additive(self, levels: Ints) -> Floats:
         """Return the sums of the levels' effects."""
-        values: Floats = self.effects[self.cell.normal.design.columns.at(levels)].sum(axis=1)
+        values: Floats = self.effects[self.cell.own.design.columns.at(levels)].sum(axis=1)
         return values
 
 

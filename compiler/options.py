@@ -25,7 +25,7 @@ class Options:
         start: An earlier artifact to start from, say to recompile for a new model.
         strategy: `auto`, or an object that fulfils the Strategy protocol.
         effort: How many evaluations the search may take: `light` 1,200, `medium` 3,000, `heavy` 9,000.
-        sampler: Optuna's sampler for the screening: `tpe`, `random`, `gp`.
+        sampler: What explores: `additive`, our own, or Optuna's `tpe`, `random`, `gp`.
         concurrency: Evaluations at a time; by default it adapts to what the server can take.
         patience: Seconds that the run waits for a server that answered before and has stopped to.
         hedge: Send the slowest calls once more and take the first answer; both count.
@@ -55,7 +55,7 @@ class Options:
     start: Any = None
     strategy: Any = "auto"
     effort: Effort = "light"
-    sampler: SamplerName = "tpe"
+    sampler: SamplerName = "additive"
     concurrency: int | None = None
     patience: float = 900.0
     hedge: bool = False
@@ -95,7 +95,7 @@ class Options:
             raise RequestError(f"options: `price` is two numbers, dollars per million tokens, got {self.price!r}.")
         checks = {
             "effort": (self.effort in EVALUATIONS, "is light, medium or heavy"),
-            "sampler": (self.sampler in ("tpe", "random", "gp"), "is tpe, random or gp"),
+            "sampler": (self.sampler in ("additive", "tpe", "random", "gp"), "is additive, tpe, random or gp"),
             "concurrency": (self.concurrency is None or 1 <= self.concurrency <= 1024, "is between 1 and 1024"),
             "patience": (self.patience >= 0, "is at least 0 seconds"),
             "hedge": (isinstance(self.hedge, bool), "is True or False"),

@@ -2,24 +2,29 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from ..programs.candidate import Candidate
 from ..programs.lm import Usage
 from ..signatures.canonical import canonical_json
+from .budget import BudgetExhausted
 from .data import Example
 from .evaluate import Errand
 from .evidence import paired_evidence, same_evidence
 from .outcome import Outcome
 from .preflight import keep
 from .run import Run
-from .search import Block, SearchOptions
+from .search import Block, Exhausted, Interrupted, SearchOptions
 from .search import search as run_search
 from .space import Point
 from .state import Certificate, Levels, State
+from .stopped import Stopped
 from .strategy import DemoLevel
+
+RENEWAL = 24
+"""Blocks that the search asks for before it waits for what bootstrap and the proposals bring."""
 
 LEAST = 40
 """Evaluations below which nothing can be found out: then the baseline ships."""
@@ -63,8 +68,12 @@ class _Pending(Future[Block]):
 
     def result(self, timeout: float | None = None) -> Block:
         run, candidate, rows, errand = self._parts
-        outcomes = run.gather(candidate, rows, self._flying, errand)
         run.flying -= len(rows)
+        try:
+            outcomes = run.gather(candidate, rows, self._flying, errand)
+        except BudgetExhausted as error:
+            run.cut = f"the search was cut short: {error}"
+            raise Exhausted(str(error)) from error
         return Block(
             scores=tuple(outcome.score for outcome in outcomes),
             costs=tuple(float(outcome.cost.calls) for outcome in outcomes),
@@ -79,24 +88,41 @@ class _Pending(Future[Block]):
 
 
 def search(state: State, run: Run) -> State:
-    """Search the space of levels, every candidate on the same examples, and keep what the select set supports."""
+    """Search the space of levels, every candidate on the same examples, and keep what the select set supports.
+
+    It begins with the levels that are there, and asks for the others after a fixed number of blocks.
+    """
     assert state.supply is not None and state.preflight is not None
-    job, rows, found = state.job, state.splits.select, state.preflight
-    levels, accepted = state.supply.rest()
-    state = replace(state, levels=levels, accepted=accepted)
-    evaluations = min(found.evaluations, _within_tokens(state, run))
+    job, supply = state.job, state.supply
+    oracle = EvaluatorOracle(run, supply.first, state.splits.select)
+
+    def renew() -> Mapping[str, int]:
+        oracle.levels, _ = supply.rest()
+        known = supply.first.sizes
+        return {name: size - known.get(name, 1) for name, size in oracle.levels.sizes.items()}
+
+    if job.budget.weighed:
+        renew()  # what a call may take depends on the longest prompt
+    evaluations = min(state.preflight.evaluations, _within_tokens(state, run, oracle.levels))
     run.begin("search", evaluations)
-    certification = 2 * len(state.splits.test) * found.calls_per_example
+    rows = 2 * len(state.splits.test)
+    certification = rows * state.preflight.calls_per_example
     too_few = "tokens or dollars leave no room for a search" if evaluations < LEAST else None
     options = SearchOptions(
         sampler=job.options.sampler,
         guard=job.options.guard,
-        stop=lambda evaluations: too_few or _over(run, certification, 2 * len(state.splits.test), evaluations),
+        renewals=(RENEWAL,),
+        stop=lambda evaluations: too_few or _over(run, certification, rows, evaluations),
         watch=run.watch,
     )
-    oracle = EvaluatorOracle(run, levels, rows)
-    chosen = run_search(levels.space, oracle, budget=max(1, evaluations), seed=job.seed, options=options)
-    return replace(state, found=chosen)
+    try:
+        found = run_search(
+            supply.first.space, oracle, budget=max(1, evaluations), seed=job.seed, options=options, renew=renew
+        )
+    except Interrupted as stop:
+        raise Stopped(replace(state, levels=oracle.levels, found=stop.result)) from None
+    levels, accepted = supply.rest()
+    return replace(state, levels=levels, accepted=accepted, found=found)
 
 
 def _over(run: Run, certification: int, rows: int, evaluations: int) -> str | None:
@@ -122,18 +148,18 @@ def _over(run: Run, certification: int, rows: int, evaluations: int) -> str | No
     return reason
 
 
-def _within_tokens(state: State, run: Run) -> int:
+def _within_tokens(state: State, run: Run, known: Levels) -> int:
     """Return the evaluations that tokens and dollars leave room for, each at the price of the longest prompts.
 
     As much is kept for the sealed test from now on.
 
     Logical quantities only, so that the same request searches as far however often it was interrupted.
     """
-    assert state.levels is not None and state.preflight is not None
+    assert state.preflight is not None
     job, evaluator = state.job, run.evaluator
     price = evaluator.price(job.model.lm.name)
     longer = 0
-    for name, levels in state.levels.values.items():
+    for name, levels in known.values.items():
         if not name.endswith(".format"):
             sizes = [len(canonical_json([dict(d) for d in v.demos])) if isinstance(v, DemoLevel) else len(v.text)
                      for v in levels]  # fmt: skip

@@ -9,10 +9,10 @@ import heapq
 
 import numpy as np
 
-from .surrogate import START, Place, Surrogate
 from .explore import Draw, Explorer, Listing, fitting_columns, open_rows, shallowest
 from .scores import Scores
 from .space import Point, SearchSpace
+from .surrogate import START, Place, Surrogate
 
 EXPLORE, RACE = 0.55, 0.8
 """Shares of the budget, of what was asked for, at which exploring and racing end."""

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import optuna
 
 from ..signatures.errors import RequestError
-from .surrogate import Surrogate
 from .rng import integer
 from .scores import Scores
 from .space import Point, SearchSpace
 from .study import quiet
+from .surrogate import Surrogate
 
 SamplerName = Literal["additive", "tpe", "random", "gp"]
 

@@ -71,7 +71,7 @@ def incumbent(state: State, run: Run, found: SearchResult | None) -> Artifact:
         improved=False,
     )
     if found is None:
-        found = SearchResult(home, home, 0.0, (0.0, 0.0), 0.0, 0, (), None, "the search hadn't begun")
+        found = SearchResult(home, home, 0.0, (0.0, 0.0), 0.0, 0, (), None, "the search hadn't begun", levels.space)
     run.cut = "the run was stopped"
     return emit(
         replace(

@@ -27,6 +27,9 @@ GRID = (0.0015, 0.005, 0.012, 0.025, 0.045, 0.07, 0.1, 0.14, 0.2)
 NEGLIGIBLE = 7.0
 """A cell whose log likelihood is so far below the best one's doesn't count."""
 
+MOST_CELLS = 16
+"""Cells that an average is over."""
+
 Place = tuple[int, int]
 """A cell of the grid: the places of tau and of omega in GRID."""
 
@@ -130,7 +133,22 @@ class Design:
             ]
         )
         loss = -float((kappa * (w * totals) ** 2).sum()) - float(np.log(qk).sum())
-        return Normal(self, omega2, q, matrix, right, loss)
+        return Normal(Shrinkage(self, omega2, q), matrix, right, loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Shrinkage:
+    """What one omega does to the points' own effects.
+
+    Attributes:
+        design: What was told.
+        omega2: The variance of the points' own effects.
+        shrink: For each row 1 / (1 + omega2 n / s2): how much of its own effect is still the prior's.
+    """
+
+    design: Design
+    omega2: float
+    shrink: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,26 +156,23 @@ class Normal:
     """The normal equations under one omega.
 
     Attributes:
-        design: What they come from.
-        omega2: The variance of the points' own effects.
-        shrink: For each row 1 / (1 + omega2 n / s2): how much of its own effect is still the prior's.
+        own: What omega does to the points' own effects.
         matrix: The precision that the scores give.
         right: The right side.
         loss: What of -2 log likelihood depends on omega alone.
     """
 
-    design: Design
-    omega2: float
-    shrink: Floats
+    own: Shrinkage
     matrix: Floats
     right: Floats
     loss: float
 
     def cell(self, tau2: float) -> "Cell":
         """Return the posterior under one tau."""
-        width = self.design.columns.width
+        design = self.own.design
+        width = design.columns.width
         precision = self.matrix.copy()
-        prior = np.full(len(precision), 1e-6 / self.design.sums.scale**2)
+        prior = np.full(len(precision), 1e-6 / design.sums.scale**2)
         prior[:width] = 1 / tau2
         precision[np.diag_indices(len(precision))] += prior
         factor = linalg.cholesky(precision, lower=True, overwrite_a=True, check_finite=False)
@@ -168,7 +183,7 @@ class Normal:
             + width * float(np.log(tau2))
             + 2 * float(np.log(np.diagonal(factor)).sum())
         )
-        return Cell(self, tau2, mean, factor, log_weight)
+        return Cell(self.own, mean, factor, log_weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,31 +191,29 @@ class Cell:
     """The posterior under one pair of variances.
 
     Attributes:
-        normal: The equations.
-        tau2: The variance of the levels' effects.
+        own: What omega does to the points' own effects.
         mean: The posterior mean of effects and difficulties.
         factor: The Cholesky factor of their posterior precision.
         log_weight: The log marginal likelihood, up to a constant.
     """
 
-    normal: Normal
-    tau2: float
+    own: Shrinkage
     mean: Floats
     factor: Floats
     log_weight: float
 
     def effects(self, theta: Floats) -> Floats:
         """Return the levels' effects among `theta`, a zero behind them for levels without a column."""
-        return np.append(theta[: self.normal.design.columns.width], 0.0)
+        return np.append(theta[: self.own.design.columns.width], 0.0)
 
     def rows(self, theta: Floats) -> Floats:
         """Return the mean of every row given effects and difficulties."""
-        design, normal = self.normal.design, self.normal
+        design, own = self.own.design, self.own
         additive: Floats = self.effects(theta)[design.at].sum(axis=1)
         difficulty = np.concatenate([[0.0], np.cumsum(design.sizes * theta[design.columns.width :])])
         surplus = design.sums.totals - difficulty[design.sums.blocks] - design.counts * additive
-        own: Floats = additive + normal.omega2 * design.weight * normal.shrink * surplus
-        return own
+        values: Floats = additive + own.omega2 * design.weight * own.shrink * surplus
+        return values
 
     def sample(self, rng: np.random.Generator) -> Floats:
         """Draw effects and difficulties."""
@@ -210,15 +223,15 @@ class Cell:
 
     def spreads(self, rows: Sequence[int], home: int) -> Floats:
         """Return the posterior variance of each row's difference to `home`."""
-        design, normal = self.normal.design, self.normal
+        design, own = self.own.design, self.own
         chosen = np.array([*rows, home])
-        q = normal.shrink[chosen][:, None]
-        kept = normal.omega2 * design.weight * q * design.mask[chosen] * design.sizes
+        q = own.shrink[chosen][:, None]
+        kept = own.omega2 * design.weight * q * design.mask[chosen] * design.sizes
         functional = np.concatenate([q * design.onehot[chosen], -kept], axis=1)
         functional = functional[:-1] - functional[-1]
         half = linalg.solve_triangular(self.factor, functional.T, lower=True, check_finite=False)
-        own = normal.omega2 * (normal.shrink[chosen[:-1]] + normal.shrink[home])
-        variance: Floats = (half**2).sum(axis=0) + np.where(chosen[:-1] == home, 0.0, own)
+        residual = own.omega2 * (own.shrink[chosen[:-1]] + own.shrink[home])
+        variance: Floats = (half**2).sum(axis=0) + np.where(chosen[:-1] == home, 0.0, residual)
         return variance
 
 
@@ -246,27 +259,17 @@ class Surrogate:
         steps uphill of it. `variance` stands in for the pooled one.
         """
         design = Design(sums, columns, variance)
-        normals: dict[int, Normal] = {}
-        cells: dict[Place, Cell] = {}
-
-        def weigh(place: Place) -> float:
-            if place not in cells:
-                if place[1] not in normals:
-                    normals[place[1]] = design.normal((GRID[place[1]] * sums.scale) ** 2)
-                cells[place] = normals[place[1]].cell((GRID[place[0]] * sums.scale) ** 2)
-            return cells[place].log_weight
-
+        cells = _Cells(design)
         best, steps = around or START, 3 if around else len(GRID) ** 2
         for _ in range(steps):
-            peak = max([best, *_beside(best)], key=weigh)
+            peak = max([best, *_beside(best)], key=cells.weigh)
             if peak == best:
                 break
             best = peak
         if around is None:
-            _flood(best, lambda place: weigh(place) > weigh(best) - NEGLIGIBLE)
-        top = cells[best].log_weight
-        kept = [cell for cell in cells.values() if cell.log_weight > top - NEGLIGIBLE]
-        weights = np.exp(np.array([cell.log_weight - top for cell in kept]))
+            _flood(best, lambda place: cells.weigh(place) > cells.weigh(best) - NEGLIGIBLE)
+        kept = cells.kept()
+        weights = np.exp(np.array([cell.log_weight - kept[0].log_weight for cell in kept]))
         return cls(tuple(kept), weights / weights.sum(), best)
 
     @cached_property
@@ -286,7 +289,7 @@ class Surrogate:
     @property
     def scale(self) -> float:
         """The spread of the scores, 1 for 0/1."""
-        return self.cells[0].normal.design.sums.scale
+        return self.cells[0].own.design.sums.scale
 
     def top(self, columns: Columns) -> tuple[int, ...]:
         """Return the level of each slot that is expected to be best."""
@@ -306,6 +309,35 @@ class Surrogate:
             second += weight * (cell.spreads(rows, home) + shift**2)
         sd = np.sqrt(np.maximum(second - mean**2, 0.0))
         return [Belief(float(m), float(s), freedom) for m, s in zip(mean, sd, strict=True)]
+
+
+class _Cells:
+    """The cells that were looked at, the heaviest of them at hand: each has a factor of (levels + blocks)^2."""
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+        self.normals: dict[int, Normal] = {}
+        self.weights: dict[Place, float] = {}
+        self.cells: dict[Place, Cell] = {}
+
+    def weigh(self, place: Place) -> float:
+        """Return the log weight of a cell."""
+        if place not in self.weights:
+            tau, omega = place
+            scale = self.design.sums.scale
+            if omega not in self.normals:
+                self.normals[omega] = self.design.normal((GRID[omega] * scale) ** 2)
+            cell = self.normals[omega].cell((GRID[tau] * scale) ** 2)
+            self.weights[place], self.cells[place] = cell.log_weight, cell
+            if len(self.cells) > MOST_CELLS:
+                del self.cells[min(self.cells, key=lambda place: (self.weights[place], place))]
+        return self.weights[place]
+
+    def kept(self) -> list[Cell]:
+        """Return the cells that matter, the heaviest first."""
+        heaviest = sorted(self.cells, key=lambda place: (-self.weights[place], place))
+        top = self.weights[heaviest[0]]
+        return [self.cells[place] for place in heaviest if self.weights[place] > top - NEGLIGIBLE]
 
 
 def _beside(place: Place) -> list[Place]:

@@ -1,11 +1,11 @@
 """verdict(): what a search found, and whether it is good enough to ship."""
 
-from .surrogate import Belief, Surrogate
 from .contract import SearchOptions, SearchResult
 from .explore import fitting_columns
 from .scores import Scores
 from .space import Point
 from .study import record
+from .surrogate import Belief, Surrogate
 
 POOLED = 20
 """Examples that the pooled noise counts as, beside those on which the winner met the baseline."""

@@ -143,7 +143,7 @@ class Workers:
                 self._handed.put(item)
                 return []
             name = f"vitrify-{len(self._threads)}"
-            thread = threading.Thread(target=self._serve, args=(item,), name=name, daemon=True)
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
             self._threads.append(thread)
         try:
             thread.start()
@@ -156,9 +156,11 @@ class Workers:
                     return []
             item.settle(None, error)
             return self._release(item)
+        self._handed.put(item)  # not as an argument: a thread keeps those
         return []
 
-    def _serve(self, item: _Item | None) -> None:
+    def _serve(self) -> None:
+        item = self._handed.get()
         while item is not None:
             make, item.make = item.make, None
             result: Any = None

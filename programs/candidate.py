@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..signatures.canonical import JsonValue, digest
 from ..signatures.grammar import Scalar, TypeSpec
 from ..signatures.prompt import Format
-from ..signatures.signature import FieldSpec, SignatureSpec
 from ..signatures.rebuild import python_types
+from ..signatures.signature import FieldSpec, SignatureSpec
 from ..signatures.values import jsonable, render_value
 from .exact import exact, from_exact
 

@@ -52,7 +52,7 @@ class Pool:
 
     async def post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
         """Return status, headers and content of the server's answer, or raise aiohttp's errors."""
-        session = self._session or self._open()
+        session = self._open() if self._session is None or self._closed else self._session
         url = cast("URL", self._url)
         async with session.post(url, data=body, allow_redirects=False, proxy=self._site.proxy) as response:
             return response.status, response.headers, await response.read()

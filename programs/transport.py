@@ -38,6 +38,7 @@ class Transport:
         self._guests = GuestPools(site)
         self._inbox: deque[_Call] = deque()
         self._awake = False
+        self._closing = False
         self._outboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Outbox] = WeakKeyDictionary()
         self._calls: set[_Call] = set()
         self._settled: list[_Call] = []
@@ -128,6 +129,8 @@ class Transport:
 
     def _drain(self) -> None:
         """Start a task for every call in the inbox, and look again until nothing came; runs on the loop."""
+        if self._closing:  # who is in the inbox is told at the end
+            return
         if not self._inbox:
             self._awake = False
             if not self._inbox:  # whoever puts a call there from here on wakes the loop
@@ -184,6 +187,7 @@ class Transport:
 
     async def _shut(self) -> None:
         """End what runs here and close the pool."""
+        self._closing = True
         for call in self._calls:
             # A task that is cancelled before it began never reaches its own `finally`.
             call.error = interrupted(self._name)

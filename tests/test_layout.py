@@ -22,6 +22,7 @@ DSPY_AT_THE_TOP = {
     "programs/bridge.py",
     "compiler/evaluate.py",
     "compiler/foreign.py",
+    "compiler/looped.py",
     "teleprompters/propose.py",
 }
 """Modules that import dspy when they are imported; see docs/decisions/0002."""

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
@@ -280,10 +281,10 @@ def test_nothing_is_kept_alive_by_idle_threads() -> None:
     big = Big()
     held = weakref.ref(big)
     workers.submit(lambda big=big: [big]).result(SOON)  # type: ignore[misc]
-    while workers.running:  # the thread gives its place back after the result
-        pass
     del big
-    gc.collect()
+    until = time.monotonic() + SOON
+    while held() is not None and time.monotonic() < until:  # the thread lets go after the result
+        gc.collect()
     assert held() is None
     workers.close(wait=True)
 
