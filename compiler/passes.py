@@ -121,8 +121,9 @@ def search(state: State, run: Run) -> State:
         )
     except Interrupted as stop:
         raise Stopped(replace(state, levels=oracle.levels, found=stop.result)) from None
-    levels, accepted = supply.rest()
-    return replace(state, levels=levels, accepted=accepted, found=found)
+    # The levels that the search saw: where it ended before its renewal, the points know of no others.
+    _, accepted = supply.rest()
+    return replace(state, levels=oracle.levels, accepted=accepted, found=found)
 
 
 def _over(run: Run, certification: int, rows: int, evaluations: int) -> str | None:
@@ -167,7 +168,7 @@ def _within_tokens(state: State, run: Run, known: Levels) -> int:
     used, again = state.preflight.usage, -(-state.preflight.calls_per_example // len(state.job.target.spec.predictors))
     # Three characters a token: more than most tokenizers need, and the markers of the format come on top.
     each = Usage(used.prompt_tokens + again * longer // 3, used.completion_tokens)
-    keep(state, run, each)
+    keep(state, run, each, state.preflight.calls_per_example)
     spent, certification = evaluator.meter.logical, 2 * len(state.splits.test)
     room = [sys.maxsize]
     for budget in (job.budget, job.budget.of("task")):

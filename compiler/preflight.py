@@ -1,6 +1,8 @@
 """preflight(): the baseline on a few rows says whether model, program and metric work, and what a row costs."""
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 from ..programs.lm import Usage
@@ -17,24 +19,20 @@ SAMPLE = 10
 
 
 def preflight(state: State, run: Run) -> State:
-    """Run the baseline on a few training rows: is the model there, do program and metric work, what does a row cost?
-
-    The first row goes alone, so that a wrong key or a bug in the metric costs one call.
-    """
+    """Run the baseline on a few training rows: is the model there, do program and metric work, what does a row cost?"""
     job = state.job
     sample = state.splits.train[:SAMPLE]
     run.begin("preflight", len(sample))
     # A budget that is too small however little a row takes is said before anything is paid.
     _affordable(job, state, job.options.calls_per_example or 1)
+    keep(state, run, Usage(), job.options.calls_per_example or 1)
     baseline = job.target.spec.baseline
+    futures = run.submit(baseline, sample, PLAIN)
+    _begin_with_what_is_certain(state, run, futures)
     try:
-        outcomes = run.evaluate(baseline, sample[:1], PLAIN)
+        outcomes = run.gather(baseline, sample, futures, PLAIN)
     except BudgetExhausted as error:
-        raise RequestError(str(error)) from error  # not even the first row fits
-    if job.teacher == (job.target, job.model) and job.start == baseline:
-        # Bootstrap asks the same of every training row: as soon as one went well, the others may go.
-        run.prefetch(baseline, state.splits.train[SAMPLE:], Errand(priority=SELECT))
-    outcomes += run.evaluate(baseline, sample[1:], PLAIN)
+        raise RequestError(str(error)) from error  # not even these rows fit
     calls = job.options.calls_per_example or max(1, *(outcome.cost.calls for outcome in outcomes))
     _check_tokens(state, run, [outcome.cost.usage for outcome in outcomes])
     notes = tuple(_preflight_notes(job, outcomes))
@@ -50,27 +48,40 @@ def preflight(state: State, run: Run) -> State:
         usage=Usage(*(max(counts) for counts in zip(*(_tokens(o.cost.usage) for o in outcomes), strict=True))),
     )
     state = replace(state, preflight=found)
-    keep(state, run, found.usage)
-    # The baseline's part of select and test set is needed whatever is chosen; certify alone reads the test's.
+    keep(state, run, found.usage, calls)
     if found.evaluations >= 3 * len(state.splits.select):
         run.prefetch(baseline, state.splits.select, Errand(priority=SELECT))
-    run.prefetch(baseline, state.splits.test, Errand(priority=TEST, certifying=True))
     return state
 
 
-def keep(state: State, run: Run, each: Usage) -> None:
+def _begin_with_what_is_certain(state: State, run: Run, sample: "Sequence[Future[Outcome]]") -> None:
+    """Wait for the server's first reply, and then ask for what is needed whatever is chosen.
+
+    That is the baseline on the sealed test, which certify alone reads, and on the training rows, where bootstrap asks
+    the same. A wrong key or a dead server has cost no more than the sample by then.
+    """
+    job, baseline = state.job, state.job.target.spec.baseline
+    while not len(run.ledger) and not any(future.done() for future in sample):
+        time.sleep(0.005)
+        run.show()
+    if job.teacher == (job.target, job.model) and job.start == baseline:
+        run.prefetch(baseline, state.splits.train[SAMPLE:], Errand(priority=SELECT))
+    run.prefetch(baseline, state.splits.test, Errand(priority=TEST, certifying=True))
+
+
+def keep(state: State, run: Run, each: Usage, calls: int) -> None:
     """Keep what the sealed test takes out of everybody's reach.
 
     Args:
         state: After preflight.
         run: The tools.
         each: The most tokens that one example takes.
+        calls: The most calls.
     """
-    assert state.preflight is not None
     rows, price = 2 * len(state.splits.test), run.evaluator.price(state.job.model.lm.name)
     usage = Usage(rows * each.prompt_tokens, rows * each.completion_tokens)
     dollars = 0.0 if price is None else price.of(usage)
-    run.evaluator.meter.keep(Spending(rows * state.preflight.calls_per_example, usage, dollars))
+    run.evaluator.meter.keep(Spending(rows * calls, usage, dollars))
 
 
 def _preflight_notes(job: Job, outcomes: Sequence[Outcome]) -> list[str]:

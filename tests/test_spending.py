@@ -1,5 +1,6 @@
 """What a budget allows is what the server counts, whoever makes the call, over kills and resumes too."""
 
+import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +11,7 @@ import dspy
 import pytest
 
 import vitrify
-from tests.desks import Desk
+from tests.desks import Desk, Route
 from tests.server import Fault, ScriptedServer, at_random
 from tests.tiny import SERVED, Nursery, Record, asked_of, compile_tiny, hasten, kill_after, serving
 from vitrify.compiler.budget import BudgetExhausted
@@ -41,8 +42,8 @@ def test_enough_ends_with_an_artifact(tmp_path: Path, least: int, more: int) -> 
     with serving() as server:
         made = compile_tiny(server.url, tmp_path / "run", budget=vitrify.Budget(calls=least + more))
         assert len(server.requests) <= least + more
-    artifact = vitrify.Artifact.from_bytes(made)
-    assert artifact.evidence.n == 24 and artifact.reproducible
+    artifact = json.loads(made)
+    assert artifact["evidence"]["n"] == 24 and artifact["reproducible"] is True
 
 
 @pytest.mark.parametrize("more", [0, 30, 90])
@@ -124,17 +125,19 @@ class Parallel(Asks):
         dspy.Parallel(num_threads=2, disable_progress_bar=True)([(one, {"text": text}), (one, {"text": text + "!"})])
 
 
-class Asyncified(Asks):
+class Asyncified(dspy.Module):
     """The same through `dspy.asyncify`, from an asynchronous `forward`."""
 
-    forward = None  # type: ignore[assignment]
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.route, self.own = dspy.Predict(Route), lm
 
     async def aforward(self, message: str) -> dspy.Prediction:
         await dspy.asyncify(self.own)(f"Is this urgent? {message}")
         return await self.route.acall(message=message)
 
 
-EXTRA: dict[type[Asks], int] = {Asks: 1, Closure: 1, Context: 1, Parallel: 2, Asyncified: 1}
+EXTRA: dict[Any, int] = {Asks: 1, Closure: 1, Context: 1, Parallel: 2, Asyncified: 1}
 
 
 def own_lm(server: ScriptedServer) -> Any:
@@ -142,9 +145,9 @@ def own_lm(server: ScriptedServer) -> Any:
 
 
 @pytest.mark.parametrize("make", list(EXTRA))
-def test_calls_that_no_plan_saw(tmp_path: Path, make: type[Asks]) -> None:
+def test_calls_that_no_plan_saw(tmp_path: Path, make: Any) -> None:
     """Each is in the ledger, counted against the budget, charged to its evaluation, and answered from there later."""
-    run, little = tmp_path / "run", {"instructions": 0, "demo_sets": 1, "effort": "light"}
+    run, little = tmp_path / "run", {"instructions": 0, "demo_sets": 1}
     with serving() as server:
         calls = 330 if EXTRA[make] == 1 else 480
         made = compile_tiny(server.url, run, program=make(own_lm(server)), budget=vitrify.Budget(calls=calls), **little)
@@ -158,7 +161,7 @@ def test_calls_that_no_plan_saw(tmp_path: Path, make: type[Asks]) -> None:
 
 
 @pytest.mark.parametrize("make", [Asks, Parallel, Asyncified])
-def test_their_budget_holds(tmp_path: Path, make: type[Asks]) -> None:
+def test_their_budget_holds(tmp_path: Path, make: Any) -> None:
     """Were they not counted, the server would see more."""
     with serving() as server:
         with pytest.raises((vitrify.RequestError, BudgetExhausted)):
