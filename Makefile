@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := .vitrify/demo
 
-.PHONY: help demo test check bench bench-engine clean
+.PHONY: help demo test torture check bench bench-engine clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -29,6 +29,9 @@ demo: $(VENV)/.compile ## install, compile the helpdesk example on the embedded 
 
 test: $(VENV)/.dev ## run every test (no network beyond the package index, no key)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+torture: $(VENV)/.dev ## the long versions of the fault tests: 200 SIGKILLs, storms, every budget
+	$(BIN)/python -m pytest -n 2 -q tests/torture.py
 
 check: $(VENV)/.dev ## ruff, mypy, pyright and the layout test
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_origin
@@ -52,6 +52,7 @@ def compile(
     seed: int = 0,
     run_dir: str | Path | None = None,
     options: Options | None = None,
+    begun: Callable[[Path], None] | None = None,
 ) -> Artifact:
     """Return the compiled program: split, preflight, bootstrap, propose, search, certify, emit.
 
@@ -67,6 +68,7 @@ def compile(
         seed: Same inputs and seed, same artifact.
         run_dir: Where the run keeps what it paid for; with the same directory a compile goes on where it stopped.
         options: The rest.
+        begun: Told the run directory when it is this compile's own, before anything is paid.
 
     Raises:
         RequestError: If the request is wrong; before money is spent where that can be known.
@@ -77,6 +79,8 @@ def compile(
     job = prepare(program, data, metric, lm, strategy, budget or Budget(), seed, options or Options())
     folder = Path(run_dir) if run_dir is not None else default_run_dir(job)
     with Ledger(folder) as ledger, metering_foreign_calls():
+        if begun is not None:
+            begun(folder)
         run = _run(job, ledger)
         state: State | None = None
         try:
@@ -100,7 +104,8 @@ def _run(job: Job, ledger: Ledger) -> Run:
     for (role, lm), tally in ledger.tallies.items():
         price = prices.of(lm)
         spent = Spending(tally.attempts, tally.usage, 0.0 if price is None else price.of(tally.usage))
-        meter.resume(role, spent, wasted=tally.attempts - tally.replies, certified=tally.certifying)
+        lost = max(0, tally.attempts - tally.replies - tally.failed)
+        meter.resume(role, spent, wasted=tally.failed, lost=lost, certified=tally.certifying)
     notices: deque[str] = deque()
     evaluator = Evaluator(
         job.model,

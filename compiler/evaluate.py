@@ -176,7 +176,13 @@ class Evaluator:
                 lm, decoding = make()
                 shared = self.manners.cache if isinstance(lm, OpenAICompatible | DspyLM) else None
                 manners = replace(
-                    self.manners, retry=_retry(lm), price=self.price(lm.name), pace=self.pace, cache=shared
+                    self.manners,
+                    retry=_retry(lm),
+                    price=self.price(lm.name),
+                    pace=self.pace
+                    if lm is self.model.lm
+                    else None,  # another model's seconds say nothing of its server
+                    cache=shared,
                 )
                 metered = MeteredLM(lm, self.ledger, self.meter, scope_in_force, manners, self._flights)
                 known = EngineLM(metered, **dict(decoding))

@@ -26,12 +26,14 @@ class Tally:
         attempts: At the server, those without a reply included.
         certifying: Those of them that the sealed test needed.
         replies: How many replies came.
+        failed: Those that failed; what is neither was in flight at a kill.
         usage: Their tokens.
     """
 
     attempts: int = 0
     certifying: int = 0
     replies: int = 0
+    failed: int = 0
     usage: Usage = Usage()  # noqa: RUF009 (frozen)
 
 
@@ -124,7 +126,9 @@ class Ledger:
             tally.usage += reply.usage
             self._places[_short(str(record["key"]))] = position << 32 | length
         elif kind == "failure":
-            self._tally(record).attempts += int(record["again"])  # type: ignore[arg-type]
+            tally, again = self._tally(record), int(record["again"])  # type: ignore[arg-type]
+            tally.attempts += again
+            tally.failed += again + 1
         elif kind == "hedged":
             tally = self._tally(record)
             tally.replies += 1

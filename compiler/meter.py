@@ -70,6 +70,7 @@ class Meter:
         self.budget = budget
         self.replayed = 0
         self.wasted = 0
+        self.lost = 0
         self.unpriced = False
         self._clock = clock
         self._began = clock()
@@ -104,18 +105,20 @@ class Meter:
         """Seconds since the meter was made."""
         return self._clock() - self._began
 
-    def resume(self, role: Role, spent: Spending, *, wasted: int, certified: int) -> None:
+    def resume(self, role: Role, spent: Spending, *, wasted: int, lost: int, certified: int) -> None:
         """Add what earlier processes of the run spent: a budget is the run's, not the process's.
 
         Args:
             role: Whom it was spent for.
             spent: Attempts, and what the replies took.
-            wasted: Attempts that brought no reply, those in flight at a kill among them.
+            wasted: Attempts that failed.
+            lost: Attempts that were in flight at a kill.
             certified: Attempts that the sealed test needed.
         """
         account = self._accounts[role]
         account.spent += spent
         self.wasted += wasted
+        self.lost += lost
         self._earlier += spent
         self._certified += certified
 

@@ -274,6 +274,9 @@ class MeteredLM:
         """Ask the server until it answers; the meter admits every attempt."""
         asked, attempt = self._asked(request, scope), 1
         while True:
+            if self._closed.is_set():
+                # Nothing is written down for a call that nobody makes any more.
+                raise LMError(f"{self.name}: the run was stopped.", cause="connection", retryable=False)
             while (wait := self._outage.turn()) > 0:
                 yield wait
             while not self._meter.admit(asked):

@@ -94,15 +94,15 @@ def search(state: State, run: Run) -> State:
     """
     assert state.supply is not None and state.preflight is not None
     job, supply = state.job, state.supply
-    oracle = EvaluatorOracle(run, supply.first, state.splits.select)
+    # What a call may take depends on the longest prompt: a budget in tokens or dollars waits for all levels.
+    first = supply.rest()[0] if job.budget.weighed else supply.first
+    oracle = EvaluatorOracle(run, first, state.splits.select)
 
     def renew() -> Mapping[str, int]:
         oracle.levels, _ = supply.rest()
-        known = supply.first.sizes
+        known = first.sizes
         return {name: size - known.get(name, 1) for name, size in oracle.levels.sizes.items()}
 
-    if job.budget.weighed:
-        renew()  # what a call may take depends on the longest prompt
     evaluations = min(state.preflight.evaluations, _within_tokens(state, run, oracle.levels))
     run.begin("search", evaluations)
     rows = 2 * len(state.splits.test)
@@ -116,9 +116,7 @@ def search(state: State, run: Run) -> State:
         watch=run.watch,
     )
     try:
-        found = run_search(
-            supply.first.space, oracle, budget=max(1, evaluations), seed=job.seed, options=options, renew=renew
-        )
+        found = run_search(first.space, oracle, budget=max(1, evaluations), seed=job.seed, options=options, renew=renew)
     except Interrupted as stop:
         raise Stopped(replace(state, levels=oracle.levels, found=stop.result)) from None
     # The levels that the search saw: where it ended before its renewal, the points know of no others.
@@ -134,16 +132,15 @@ def _over(run: Run, certification: int, rows: int, evaluations: int) -> str | No
     """
     meter = run.evaluator.meter
     asked = meter.logical.calls
-    # Second requests that preflight didn't see: as many as there were, and two standard deviations of such a count.
-    expected = certification / max(1, rows)
-    more = max(0.0, asked - expected * run.retired)
-    rate = expected + (more + 2 * math.sqrt(more)) / max(1, run.retired)
+    # Second requests that preflight didn't see: as many as there were of late, and two standard deviations of a count.
+    again, of = sum(run.again), max(1, len(run.again))
+    rate = certification / max(1, rows) + (again + 2 * math.sqrt(again)) / of
     needed = math.ceil(rate * (rows + run.flying + evaluations))
     reason = meter.over(needed)
     if reason is not None:
         return reason
     failing = 1 + meter.wasted / max(1, asked)
-    reason = meter.over(math.ceil(failing * needed), wasted=meter.wasted) or meter.late()
+    reason = meter.over(math.ceil(failing * needed), wasted=meter.wasted + meter.lost) or meter.late()
     if reason is not None:
         run.cut = f"the search was cut short: {reason}"
     return reason
@@ -186,11 +183,9 @@ def certify(state: State, run: Run) -> State:
     test = state.splits.test
     run.begin("certify", 2 * len(test))
     home, shipped = state.levels.space.baseline, state.found.shipped
-    errand = Errand(certifying=True)
     asked = [state.levels.candidate(point) for point in dict.fromkeys((home, shipped))]
-    flying = [run.submit(candidate, test, errand) for candidate in asked]
-    told = [tuple(run.gather(c, test, futures, errand)) for c, futures in zip(asked, flying, strict=True)]
-    baseline, compiled = told[0], told[-1]
+    told = _told(asked, test, run)
+    baseline, compiled, test = told[0], told[-1], test[: len(told[0])]
     if shipped == home:
         # The same program twice: there is no difference to estimate.
         evidence = same_evidence([outcome.score for outcome in baseline])
@@ -199,6 +194,31 @@ def certify(state: State, run: Run) -> State:
             _scores(baseline), _scores(compiled), seed=state.job.seed, groups=state.splits.groups_of(test)
         )
     return replace(state, certificate=Certificate(evidence, baseline, compiled))
+
+
+def _told(candidates: Sequence[Candidate], test: Sequence[Example], run: Run) -> list[tuple[Outcome, ...]]:
+    """Return each candidate's outcomes on the sealed test; on fewer rows where the budget ends before they do.
+
+    Rows are asked for in their order, all candidates on one before the next, so that what is cut off is the end.
+    """
+    errand = Errand(certifying=True)
+    ready = [run.ready(candidate) for candidate in candidates]
+    flying = [[run.ask(one, row, errand) for one in ready] for row in test]
+    told: list[list[Outcome]] = [[] for _ in candidates]
+    for row, futures in zip(test, flying, strict=True):
+        try:
+            outcomes = [run.wait(future) for future in futures]
+        except BudgetExhausted as error:
+            if not told[0]:
+                raise
+            run.cut = f"the sealed test was cut to {len(told[0])} of {len(test)} rows: {error}"
+            for future in (future for rest in flying for future in rest):
+                future.cancel()
+            break
+        for candidate, outcome, kept in zip(candidates, outcomes, told, strict=True):
+            run.record("certify", candidate, row, outcome, errand)
+            kept.append(outcome)
+    return [tuple(outcomes) for outcomes in told]
 
 
 def _scores(outcomes: Sequence[Outcome]) -> list[float]:

@@ -113,7 +113,7 @@ class Plan:
         home = self.scores.rows[self.home]
         top = np.array([self.surrogate.top(self.columns)])
         gains = []
-        for _ in range(64):
+        for _ in range(32):
             draw = Draw(self.surrogate.pick(self.rng), self.scores, self.rng)
             best = float(draw.rows.max())
             if not self.listing.points:

@@ -1,5 +1,6 @@
 """preflight(): the baseline on a few rows says whether model, program and metric work, and what a row costs."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -27,8 +28,10 @@ def preflight(state: State, run: Run) -> State:
     _affordable(job, state, job.options.calls_per_example or 1)
     keep(state, run, Usage(), job.options.calls_per_example or 1)
     baseline = job.target.spec.baseline
-    futures = run.submit(baseline, sample, PLAIN)
-    _begin_with_what_is_certain(state, run, futures)
+    futures = run.submit(baseline, sample[:1], PLAIN)
+    _wait_for_a_reply(run, futures[0])
+    futures += run.submit(baseline, sample[1:], PLAIN)
+    _begin_with_what_is_certain(state, run)
     try:
         outcomes = run.gather(baseline, sample, futures, PLAIN)
     except BudgetExhausted as error:
@@ -54,16 +57,23 @@ def preflight(state: State, run: Run) -> State:
     return state
 
 
-def _begin_with_what_is_certain(state: State, run: Run, sample: "Sequence[Future[Outcome]]") -> None:
-    """Wait for the server's first reply, and then ask for what is needed whatever is chosen.
-
-    That is the baseline on the sealed test, which certify alone reads, and on the training rows, where bootstrap asks
-    the same. A wrong key or a dead server has cost no more than the sample by then.
-    """
-    job, baseline = state.job, state.job.target.spec.baseline
-    while not len(run.ledger) and not any(future.done() for future in sample):
+def _wait_for_a_reply(run: Run, first: "Future[Outcome]") -> None:
+    """Wait until the server has answered once: a wrong key costs one call, and nobody else waits long for it."""
+    while not len(run.ledger) and not first.done():
         time.sleep(0.005)
         run.show()
+    if first.done():
+        with contextlib.suppress(BudgetExhausted):  # said by whoever takes the row in
+            run.wait(first)
+
+
+def _begin_with_what_is_certain(state: State, run: Run) -> None:
+    """Ask for what is needed whatever is chosen.
+
+    That is the baseline on the sealed test, which certify alone reads, and on the training rows, where bootstrap asks
+    the same.
+    """
+    job, baseline = state.job, state.job.target.spec.baseline
     if job.teacher == (job.target, job.model) and job.start == baseline:
         run.prefetch(baseline, state.splits.train[SAMPLE:], Errand(priority=SELECT))
     run.prefetch(baseline, state.splits.test, Errand(priority=TEST, certifying=True))

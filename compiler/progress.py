@@ -18,6 +18,7 @@ class Snapshot:
         replayed: Calls that the run directory answered.
         tokens: Tokens paid so far.
         seconds: Since the pass began.
+        concurrency: Evaluations that may run at a time now.
     """
 
     stage: str
@@ -29,6 +30,7 @@ class Snapshot:
     replayed: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    concurrency: int = 0
 
     @property
     def seconds_left(self) -> float | None:

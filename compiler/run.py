@@ -12,7 +12,7 @@ from ..programs.candidate import Candidate
 from ..programs.models import Model
 from .budget import BudgetExhausted
 from .data import Example
-from .evaluate import Errand, Evaluator, Target
+from .evaluate import Errand, Evaluator, Ready, Target
 from .ledger import Ledger
 from .meter import Charge
 from .outcome import Outcome
@@ -39,8 +39,8 @@ class Run:
         progress: Told what happens, or None.
         notes: Sentences for the artifact and for whoever watches.
         notices: Sentences for whoever watches, from any thread.
-        retired: Evaluations that were told.
         flying: Evaluations of the search that are in flight.
+        again: Second requests of the evaluations that were told last.
         cut: What ended the search that another run of the same request may not meet: seconds, attempts that failed.
         alarm: What a pass in the background died of.
     """
@@ -52,9 +52,10 @@ class Run:
     notes: list[str] = field(default_factory=list)
     notices: deque[str] = field(default_factory=deque)
     cut: str | None = None
-    retired: int = 0
     flying: int = 0
+    again: "deque[int]" = field(default_factory=lambda: deque(maxlen=100))
     alarm: BaseException | None = None
+    _closed: bool = field(default=False, init=False)
     _stage: str = field(default="", init=False)
     _began: float = field(default=0.0, init=False)
     _done: int = field(default=0, init=False)
@@ -93,6 +94,7 @@ class Run:
                 replayed=meter.replayed,
                 tokens=tokens,
                 seconds=time.monotonic() - self._began,
+                concurrency=self.evaluator.pace.limit,
             )
         )
 
@@ -127,6 +129,14 @@ class Run:
         bound = self.evaluator.bound(target, candidate)
         return [self.evaluator.submit(target, bound, example, errand) for example in examples]
 
+    def ready(self, candidate: Candidate) -> Ready:
+        """Return the program bound to a candidate."""
+        return self.evaluator.bound(self.job.target, candidate)
+
+    def ask(self, ready: Ready, example: Example, errand: Errand) -> "Future[Outcome]":
+        """Ask for one evaluation."""
+        return self.evaluator.submit(self.job.target, ready, example, errand)
+
     def gather(
         self, candidate: Candidate, examples: Sequence[Example], futures: "Sequence[Future[Outcome]]", errand: Errand
     ) -> list[Outcome]:
@@ -136,7 +146,6 @@ class Run:
             for example, future in zip(examples, futures, strict=True):
                 outcome = self.wait(future)
                 self.record(self._stage, candidate, example, outcome, errand)
-                self._done += 1
                 outcomes.append(outcome)
         except BaseException:
             for future in futures:
@@ -148,7 +157,8 @@ class Run:
     def record(self, stage: str, candidate: Candidate, example: Example, outcome: Outcome, errand: Errand) -> None:
         """Charge an outcome that retires, and write it to the journal."""
         self.evaluator.meter.charge(outcome.cost.requests)
-        self.retired += 1
+        self._done += stage == self._stage
+        self.again.append(outcome.cost.reparsed)
         self.ledger.append(
             "outcome",
             {
@@ -167,7 +177,13 @@ class Run:
         )
 
     def close(self, *, abandon: bool) -> None:
-        """Stop the workers and close the models' connections; `abandon` gives up the calls in flight, as on Ctrl-C."""
+        """Stop the workers and close the models' connections; `abandon` gives up the calls in flight, as on Ctrl-C.
+
+        The first call counts.
+        """
+        if self._closed:
+            return
+        self._closed = True
         self.evaluator.close(abandon=abandon)
         cache = self.evaluator.manners.cache
         if cache is not None:

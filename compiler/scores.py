@@ -105,9 +105,9 @@ class Scores:
         if point not in self.rows:
             row = len(self.points)
             if row == len(self._asked):
-                self._asked, self._told, self._totals = (
-                    np.concatenate([a, np.zeros_like(a)]) for a in (self._asked, self._told, self._totals)
-                )
+                self._asked = np.concatenate([self._asked, np.zeros_like(self._asked)])
+                self._told = np.concatenate([self._told, np.zeros_like(self._told)])
+                self._totals = np.concatenate([self._totals, np.zeros_like(self._totals)])
                 self._levels = np.concatenate([self._levels, np.zeros_like(self._levels)])
             self.rows[point] = row
             self.points.append(point)

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 from ..programs.artifact import Artifact
-from ..signatures.errors import VitrifyError
 from .emit import emit
 from .evidence import Evidence
 from .run import Run
@@ -40,8 +39,8 @@ def leave_incumbent(stop: KeyboardInterrupt, state: State | None, run: Run) -> N
         return
     try:
         told.uncertified = incumbent(state, run, state.found).save(run.ledger.path / "uncertified.json")
-    except VitrifyError:
-        return  # a full disk, say: what interrupted is what counts, and the run resumes all the same
+    except Exception:  # noqa: BLE001 - a full disk, say: what interrupted is what counts, and the run resumes
+        return
 
 
 def incumbent(state: State, run: Run, found: SearchResult | None) -> Artifact:

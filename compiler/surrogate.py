@@ -21,6 +21,9 @@ from scipy import linalg, stats
 
 from .scores import Floats, Ints, Sums
 
+POTRF, POTRS, TRTRS = linalg.get_lapack_funcs(("potrf", "potrs", "trtrs"), dtype=np.float64)
+"""Cholesky factor, solution by it, triangular solution: for small matrices SciPy's checks take longer than the work."""
+
 GRID = (0.0015, 0.005, 0.012, 0.025, 0.045, 0.07, 0.1, 0.14, 0.2)
 """Standard deviations of levels and points, in units of the scores' scale."""
 
@@ -175,8 +178,10 @@ class Normal:
         prior = np.full(len(precision), 1e-6 / design.sums.scale**2)
         prior[:width] = 1 / tau2
         precision[np.diag_indices(len(precision))] += prior
-        factor = linalg.cholesky(precision, lower=True, overwrite_a=True, check_finite=False)
-        mean = linalg.cho_solve((factor, True), self.right, check_finite=False)
+        factor, failed = POTRF(precision.T, lower=1, clean=1)
+        if failed:
+            raise np.linalg.LinAlgError(f"`the precision is positive definite` must hold, but minor {failed} isn't.")
+        mean, _ = POTRS(factor, self.right, lower=1)
         log_weight = -0.5 * (
             self.loss
             - float(self.right @ mean)
@@ -218,7 +223,8 @@ class Cell:
     def sample(self, rng: np.random.Generator) -> Floats:
         """Draw effects and difficulties."""
         noise = rng.standard_normal(len(self.mean))
-        drawn: Floats = self.mean + linalg.solve_triangular(self.factor, noise, lower=True, trans=1, check_finite=False)
+        shift, _ = TRTRS(self.factor, noise, lower=1, trans=1)
+        drawn: Floats = self.mean + shift
         return drawn
 
     def spreads(self, rows: Sequence[int], home: int) -> Floats:
@@ -275,15 +281,15 @@ class Surrogate:
     @cached_property
     def means(self) -> Floats:
         """The posterior mean of every row, up to a common constant."""
-        mean: Floats = sum(weight * cell.rows(cell.mean) for weight, cell in zip(self.weights, self.cells, strict=True))
-        return mean
+        return self._average([cell.rows(cell.mean) for cell in self.cells])
 
     @cached_property
     def effects(self) -> Floats:
         """The posterior mean of every level's effect, by column."""
-        mean: Floats = sum(
-            weight * cell.effects(cell.mean) for weight, cell in zip(self.weights, self.cells, strict=True)
-        )
+        return self._average([cell.effects(cell.mean) for cell in self.cells])
+
+    def _average(self, values: Sequence[Floats]) -> Floats:
+        mean: Floats = np.average(np.stack(values), axis=0, weights=self.weights)
         return mean
 
     @property

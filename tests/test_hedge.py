@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vitrify.compiler.budget import BudgetExhausted
 
 import vitrify
 from tests.commands import Answers
 from tests.server import Body, Fault, ScriptedServer, at_random
 from tests.tiny import ROWS, Record, asked_of, compile_tiny, hasten, serving
-from vitrify.compiler.budget import BudgetExhausted
 
 TAIL = 0.7
 """Seconds that the slow attempts take; each of them may be any request's."""

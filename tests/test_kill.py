@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, a full disk, a directory that can't be written: the run goes on and its artifact is the same."""
+"""SIGKILL at any moment, full disks, directories that can't be written: the run goes on to the same artifact."""
 
 import json
 import os
@@ -8,15 +8,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from vitrify.compiler.ledger import SYNC_SECONDS
+from vitrify.signatures.errors import VitrifyError
 
 from tests.server import ScriptedServer
 from tests.tiny import Nursery, Record, asked_of, compile_tiny, kill_after, repeats, serving
-from vitrify.compiler.ledger import SYNC_SECONDS
-from vitrify.signatures.errors import VitrifyError
 
 STAGES = ("preflight", "bootstrap", "propose", "search", "certify", "emit")
 SIGKILL = -9
@@ -186,7 +187,7 @@ def test_synced_in_groups(plain: Undisturbed, tmp_path: Path, monkeypatch: pytes
     assert sum(name != "vitrify-sync" for _, name in synced) <= passes + 1
     groups = [moment for moment, name in synced if name == "vitrify-sync"]
     assert 1 <= len(groups) <= seconds / SYNC_SECONDS + 1
-    gaps = [later - earlier for earlier, later in zip(groups, groups[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(groups)]
     assert all(gap >= 0.9 * SYNC_SECONDS for gap in gaps[:-1])  # the last is the end's
 
 

@@ -238,14 +238,14 @@ def test_what_is_kept_for_the_sealed_test_is_out_of_reach() -> None:
     meter.keep(Spending(4))
     for _ in range(6):
         assert meter.admit(Asked())
-    with pytest.raises(BudgetExhausted, match="4 of them are kept for the sealed test"):
+    with pytest.raises(BudgetExhausted, match="4 of them kept for the sealed test"):
         meter.admit(Asked())
     for _ in range(4):
         assert meter.admit(Asked(certifying=True))
     with pytest.raises(BudgetExhausted):
         meter.admit(Asked(certifying=True))
     resumed = Meter(Budget(calls=10))
-    resumed.resume("task", Spending(8), wasted=0, certified=3)
+    resumed.resume("task", Spending(8), wasted=0, lost=0, certified=3)
     resumed.keep(Spending(4))  # three of them were made already
     assert resumed.admit(Asked())
     with pytest.raises(BudgetExhausted):

@@ -9,12 +9,13 @@ from typing import Any
 
 import dspy
 import pytest
+from vitrify.compiler.preflight import SAMPLE
+from vitrify.compiler.progress import Snapshot
+from vitrify.signatures.errors import VitrifyError, WorkError
 
 from tests.desks import Desk, Route
 from tests.server import Fault, ScriptedServer
 from tests.tiny import Nursery, Record, asked_of, compile_tiny, free_port, hasten, repeats, serving
-from vitrify.compiler.progress import Snapshot
-from vitrify.signatures.errors import VitrifyError, WorkError
 
 
 class Said:
@@ -138,16 +139,18 @@ def _outcomes(run: Path) -> list[tuple[Any, ...]]:
 def test_a_server_that_never_answered(tmp_path: Path) -> None:
     """After a call's retries, and no pause: the address may be wrong."""
     said, began = Said(), time.monotonic()
-    with pytest.raises(VitrifyError, match=r"can't connect to .*is the server running, and is `api_base` right") as caught:
+    with pytest.raises(
+        VitrifyError, match=r"can't connect to .*is the server running, and is `api_base` right"
+    ) as caught:
         compile_tiny(f"http://127.0.0.1:{free_port()}/v1", tmp_path / "run", progress=said)
     assert caught.value.exit_code == 2 and "(tried 5 times)" in str(caught.value)
     assert time.monotonic() - began < 10 and not said.count("Waiting")
-    assert Record.of(tmp_path / "run").count("attempt") == 5
+    assert 5 <= Record.of(tmp_path / "run").count("attempt") <= 5 * SAMPLE
 
 
 def test_a_server_that_restarts(host: Nursery, plain: tuple[bytes, Any], tmp_path: Path) -> None:
-    """A real process, killed in the search and started again 2 s later: one sentence when it goes, one when it's back."""
-    port, said, url = free_port(), Said(), ""
+    """A real process, killed in the search and back 2 s later: one sentence when it goes, one when it is back."""
+    port, said = free_port(), Said()
     url = f"http://127.0.0.1:{port}/v1"
     pid = host.serve(port, latency=0.01)
     run = tmp_path / "run"

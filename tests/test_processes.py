@@ -1,16 +1,17 @@
 """Two compiles at once, in one process and in two; in a running event loop; after a fork, and spawned."""
 
 import asyncio
+import contextlib
 import multiprocessing
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import vitrify
-from tests.server import ScriptedServer
 from tests.tiny import Nursery, Record, asked_of, compile_tiny, serving
 
 
@@ -73,7 +74,6 @@ def test_the_same_run_in_one_process(plain: bytes, tmp_path: Path) -> None:
         except Exception as error:
             second.append(error)
 
-    server = ScriptedServer()
     with serving(latency=latency) as server:
         assert compile_tiny(server.url, tmp_path / "run") == plain
         assert set(asked_of(server).values()) == {1}
@@ -90,8 +90,9 @@ def nursery() -> Iterator[Nursery]:
 def test_the_same_run_in_two_processes(nursery: Nursery, plain: bytes, tmp_path: Path) -> None:
     with serving(latency=0.01) as server:
         nursery.start(server.url, tmp_path)
-        while len(server.requests) < 50:
-            pass
+        until = time.monotonic() + 20
+        while len(server.requests) < 50 and time.monotonic() < until:
+            time.sleep(0.002)
         with pytest.raises(vitrify.RequestError, match="in use by another compile"):
             compile_tiny(server.url, tmp_path / "run")
         ended = nursery.wait()
@@ -124,14 +125,21 @@ def _threads() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name.startswith("vitrify")}
 
 
+def _open_files() -> list[str]:
+    found = []
+    for item in Path("/dev/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(item.readlink()))
+    return found
+
+
 def test_nothing_stays_behind(plain: bytes, tmp_path: Path) -> None:
     """No thread and no open file of a compile that has ended."""
     before = _threads()
     with serving() as server:
         assert compile_tiny(server.url, tmp_path / "run") == plain
-    wait: Callable[[], bool] = lambda: _threads() <= before  # noqa: E731
-    for _ in range(100):
-        if wait():
-            break
-        threading.Event().wait(0.02)
+    until = time.monotonic() + 5
+    while not _threads() <= before and time.monotonic() < until:
+        time.sleep(0.02)
     assert _threads() <= before
+    assert not [link for link in _open_files() if str(tmp_path) in link]

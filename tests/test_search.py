@@ -164,7 +164,7 @@ def test_permuting_the_examples_of_one_candidate_widens_the_interval() -> None:
 
     widths = []
     for mixed in (False, True):
-        world = Mixed([2], 0.5, 5)
+        world = Mixed([2], 0.5, 6)
         world.mixed = mixed
         low, high = search(world.space, world, budget=400, seed=0).interval
         widths.append(high - low)

@@ -11,12 +11,12 @@ from typing import Any
 
 import dspy
 import pytest
+from vitrify.programs.lm import Retry
+from vitrify.programs.openai import OpenAICompatible
 
 from tests.commands import workplace
 from tests.server import Fault, Faults, ScriptedServer, at_random
 from tests.tiny import SERVED, compile_tiny, hasten, serving
-from vitrify.programs.lm import Retry
-from vitrify.programs.openai import OpenAICompatible
 
 KEY, PASSWORD, HEADER = "sk-tEsT-Secret-0123456789abcdef", "pa55w0rd-in-the-url", "header-secret-zyxwvu"
 BASIC = base64.b64encode(f"me:{PASSWORD}".encode()).decode()

@@ -9,12 +9,12 @@ from typing import Any
 
 import dspy
 import pytest
+from vitrify.compiler.budget import BudgetExhausted
 
 import vitrify
 from tests.desks import Desk, Route
 from tests.server import Fault, ScriptedServer, at_random
 from tests.tiny import SERVED, Nursery, Record, asked_of, compile_tiny, hasten, kill_after, serving
-from vitrify.compiler.budget import BudgetExhausted
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,9 @@ def test_calls_that_no_plan_saw(tmp_path: Path, make: Any) -> None:
         assert set(asked_of(server).values()) == {1}
         outcomes = [line for line in record.lines if line["kind"] == "outcome"]
         assert {line["calls"] for line in outcomes} == {1 + EXTRA[make]}
-        again = compile_tiny(server.url, run, program=make(own_lm(server)), budget=vitrify.Budget(calls=calls), **little)
+        again = compile_tiny(
+            server.url, run, program=make(own_lm(server)), budget=vitrify.Budget(calls=calls), **little
+        )
         assert again == made and len(server.requests) == served
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from vitrify.programs.lm import LMError, Retry
+from vitrify.programs.openai import OpenAICompatible
 
 import vitrify
 from tests.commands import ROOT, TICKETS, Answers
 from tests.desks import Desk
 from tests.server import ScriptedServer
-from vitrify.programs.lm import LMError, Retry
-from vitrify.programs.openai import OpenAICompatible
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in TICKETS[:60]]
 """The data; of it 18 rows are the select set and 24 the sealed test."""
@@ -45,14 +45,14 @@ def tiny(**more: Any) -> vitrify.Options:
 
 def compile_tiny(
     url: str, run_dir: Path, *, program: Any = None, metric: Any = "exact:team", lm: Any = SERVED, data: Any = None,
-    budget: vitrify.Budget | None = None, **options: Any,
+    budget: vitrify.Budget | None = None, seed: int = 0, **options: Any,
 ) -> bytes:  # fmt: skip
     """Compile a program of one predictor through a server and return the artifact's bytes."""
     chosen = tiny(api_base=url, **options)
     rows = ROWS if data is None else data
     found = vitrify.compile(
-        program or Desk(), rows, metric, lm=lm, budget=budget, run_dir=run_dir, options=chosen
-    )  # fmt: skip
+        program or Desk(), rows, metric, lm=lm, budget=budget, seed=seed, run_dir=run_dir, options=chosen
+    )
     return found.to_bytes()
 
 
