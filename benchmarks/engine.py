@@ -265,6 +265,26 @@ def quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
+class Bystanders:
+    """How much of the machine others took: with two cores, figures of a busy machine are those of its other users."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._began = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        own = time.process_time() + stats(self._url)["cpu"]
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+        user, nice, system, _, _, irq, softirq, steal = ticks[:8]
+        return time.perf_counter(), (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - own
+
+    def sentence(self) -> str:
+        """Say it."""
+        (began, before), (now, after) = self._began, self._now()
+        taken = max(0.0, 100 * (after - before) / (now - began) / (os.cpu_count() or 1))
+        return f"Others took {taken:.0f} % of the machine meanwhile."
+
+
 def shown(values: list[float], form: str = ".0f") -> str:
     """Return the median and the range."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
@@ -283,6 +303,7 @@ def cpu(repeats: int, calls: int) -> None:
     fewer = max(200, calls // 5)
     with tempfile.TemporaryDirectory() as folder, stub(fixed=True) as url:
         bare: list[tuple[float, float]] = []
+        others = Bystanders(url)
         for demos in (0, 8):
             path = sealed_artifact(Path(folder), demos)
             columns: list[list[float]] = [[], [], []]
@@ -297,10 +318,10 @@ def cpu(repeats: int, calls: int) -> None:
                 f"| {shown(sealed)} | {ratio(theirs, sealed)} |",
                 flush=True,
             )
-        served = stats(url)
+        served, taken = stats(url), others.sentence()
     print(
         f"\nThe bare client: {shown([c for c, _ in bare])} us of CPU per call, {shown([r for _, r in bare])} calls a "
-        f"second; the server: {1e6 * served['cpu'] / served['served']:.0f} us of CPU per call served."
+        f"second; the server: {1e6 * served['cpu'] / served['served']:.0f} us of CPU per call served. {taken}"
     )
 
 
@@ -316,6 +337,7 @@ def share(repeats: int, calls: int) -> None:
     with tempfile.TemporaryDirectory() as folder, stub(fixed=True, latency=latency) as url:
         path = sealed_artifact(Path(folder), 0)
         columns: list[list[float]] = [[], [], [], []]
+        others = Bystanders(url)
         for _ in range(repeats):
             rates = (
                 dspy_calls(url, 0, flying, Steady(2 * flying, fewer))[1],
@@ -326,11 +348,11 @@ def share(repeats: int, calls: int) -> None:
             for column, rate in zip(columns, rates, strict=True):
                 column.append(100 * rate / ideal)
         print("| % | " + " | ".join(shown(column) for column in columns) + " |")
-        served = stats(url)
+        served, taken = stats(url), others.sentence()
     print(
         f"\nThe steady state: {calls} calls ({fewer} of DSPy) after {4 * flying} ({2 * flying}) that open connections "
         f"and start\nthreads, {flying} in flight throughout; ideal is {ideal:.0f} a second. The server takes "
-        f"{1e6 * served['cpu'] / served['served']:.0f} us of CPU\nper call, on the same cores."
+        f"{1e6 * served['cpu'] / served['served']:.0f} us of CPU\nper call, on the same cores. {taken}"
     )
 
 

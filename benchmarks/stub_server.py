@@ -16,6 +16,7 @@ import re
 import sys
 import time
 import zlib
+from collections import Counter
 from typing import Any
 
 MARKER = re.compile(r"`\[\[ ## (\w+) ## \]\]`(?: \(must be formatted as a valid Python (Literal\[.*?\])\))?")
@@ -85,14 +86,17 @@ class State:
         self.fixed = fixed
         self.served = self.flying = self.peak = 0
         self.busy = 0.0
+        self.came: Counter[int] = Counter()
         self.first = self.last = 0.0
         self.born = time.process_time()
 
     def wait(self, body: bytes) -> float:
-        """Return the wait in seconds, a function of the request: lognormal around the median."""
+        """Return the wait in seconds, a function of the request and of how often it came: lognormal, by the median."""
         if not self.sigma:
             return self.latency
-        return self.latency * math.exp(self.sigma * random.Random(zlib.crc32(body)).gauss(0, 1))
+        key = zlib.crc32(body)
+        self.came[key] += 1
+        return self.latency * math.exp(self.sigma * random.Random(key + 1_000_003 * self.came[key]).gauss(0, 1))
 
     def begin(self) -> None:
         """Count a request in."""

@@ -31,7 +31,7 @@ from .metric import required_labels, resolve_metric
 from .options import Options
 from .pace import Pace
 from .passes import certify, search
-from .preflight import preflight
+from .preflight import first_reply, preflight
 from .prices import Prices
 from .run import Run
 from .splits import Splits, split
@@ -85,7 +85,7 @@ def compile(
         state: State | None = None
         try:
             state = State(job, split_pass(job, run))
-            for step in (preflight, supply, search, certify):
+            for step in (first_reply, supply, preflight, search, certify):
                 state = step(state, run)
             return emit(state, run)
         except KeyboardInterrupt as stop:

@@ -25,6 +25,7 @@ class SearchOptions:
         renewals: Numbers of blocks asked at which `renew` is called, ascending.
         stop: Asked before each block, with the metric calls it would take; a reason ends the search early.
         watch: Called after each block with (points scored so far, mean of the favourite).
+        ending: Called once, when nothing more will be asked and blocks are still in flight.
     """
 
     sampler: SamplerName = "additive"
@@ -36,6 +37,7 @@ class SearchOptions:
     renewals: tuple[int, ...] = ()
     stop: Callable[[int], str | None] = lambda evaluations: None
     watch: Callable[[int, float], None] = lambda trials, best: None
+    ending: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

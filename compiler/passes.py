@@ -15,7 +15,7 @@ from .evaluate import Errand
 from .evidence import paired_evidence, same_evidence
 from .outcome import Outcome
 from .preflight import keep
-from .run import Run
+from .run import LATER, Run
 from .search import Block, Exhausted, Interrupted, SearchOptions
 from .search import search as run_search
 from .space import Point
@@ -23,8 +23,11 @@ from .state import Certificate, Levels, State
 from .stopped import Stopped
 from .strategy import DemoLevel
 
-RENEWAL = 24
-"""Blocks that the search asks for before it waits for what bootstrap and the proposals bring."""
+WRITTEN = 16
+"""Blocks that the search asks for before it waits for the proposals."""
+
+TRACED = 0.3
+"""The share of its evaluations that the search asks for before it waits for what bootstrap brings."""
 
 LEAST = 40
 """Evaluations below which nothing can be found out: then the baseline ships."""
@@ -93,27 +96,31 @@ def search(state: State, run: Run) -> State:
     It begins with the levels that are there, and asks for the others after a fixed number of blocks.
     """
     assert state.supply is not None and state.preflight is not None
-    job, supply = state.job, state.supply
+    job, supply, baseline = state.job, state.supply, state.job.target.spec.baseline
     # What a call may take depends on the longest prompt: a budget in tokens or dollars waits for all levels.
     first = supply.rest()[0] if job.budget.weighed else supply.first
     oracle = EvaluatorOracle(run, first, state.splits.select)
 
     def renew() -> Mapping[str, int]:
-        oracle.levels, _ = supply.rest()
-        known = first.sizes
+        known = oracle.levels.sizes
+        oracle.levels = supply.with_instructions() if oracle.levels is first else supply.rest()[0]
         return {name: size - known.get(name, 1) for name, size in oracle.levels.sizes.items()}
 
     evaluations = min(state.preflight.evaluations, _within_tokens(state, run, oracle.levels))
     run.begin("search", evaluations)
+    block = 5 if evaluations < 2500 else 10
     rows = 2 * len(state.splits.test)
     certification = rows * state.preflight.calls_per_example
     too_few = "tokens or dollars leave no room for a search" if evaluations < LEAST else None
     options = SearchOptions(
         sampler=job.options.sampler,
         guard=job.options.guard,
-        renewals=(RENEWAL,),
+        renewals=(WRITTEN, max(WRITTEN, int(TRACED * evaluations / block))),
+        block=block,
         stop=lambda evaluations: too_few or _over(run, certification, rows, evaluations),
         watch=run.watch,
+        # The baseline is needed on the sealed test whatever is chosen, and the server has nothing better to do now.
+        ending=lambda: run.prefetch(baseline, state.splits.test, Errand(priority=LATER, certifying=True)),
     )
     try:
         found = run_search(first.space, oracle, budget=max(1, evaluations), seed=job.seed, options=options, renew=renew)

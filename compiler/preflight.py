@@ -1,9 +1,7 @@
 """preflight(): the baseline on a few rows says whether model, program and metric work, and what a row costs."""
 
-import contextlib
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 
 from ..programs.lm import Usage
@@ -12,28 +10,49 @@ from .budget import Budget, BudgetExhausted, Spending
 from .evaluate import PLAIN, Errand
 from .options import EVALUATIONS
 from .outcome import Malformed, Outcome, Scored
-from .run import SELECT, TEST, Run
+from .run import LATER, Run
 from .state import Job, Preflight, State
 
-SAMPLE = 10
+SAMPLE = 5
 """Training rows that preflight runs the baseline on."""
 
 
+def first_reply(state: State, run: Run) -> State:
+    """Ask for one training row, and go on with the server's first reply: a wrong key costs one call.
+
+    Then everything begins that is needed whatever is chosen: the baseline on the training rows, where bootstrap asks
+    the same, and on the select set.
+    """
+    job, baseline = state.job, state.job.target.spec.baseline
+    run.begin("preflight", min(SAMPLE, len(state.splits.train)))
+    # A budget that is too small however little a row takes is said before anything is paid.
+    evaluations = _affordable(job, state, job.options.calls_per_example or 1)
+    keep(state, run, Usage(), job.options.calls_per_example or 1)
+    (first,) = run.submit(baseline, state.splits.train[:1], PLAIN)
+    while not len(run.ledger) and not first.done():
+        time.sleep(0.005)
+        run.show()
+    if first.done():
+        try:
+            run.wait(first)
+        except BudgetExhausted as error:
+            raise RequestError(str(error)) from error  # not even one row fits
+    rest = Errand(priority=LATER)
+    if job.teacher == (job.target, job.model) and job.start == baseline:
+        run.prefetch(baseline, state.splits.train[1:], rest)
+    else:
+        run.prefetch(baseline, state.splits.train[1:SAMPLE], rest)
+    if evaluations >= 3 * len(state.splits.select):
+        run.prefetch(baseline, state.splits.select, rest)
+    return state
+
+
 def preflight(state: State, run: Run) -> State:
-    """Run the baseline on a few training rows: is the model there, do program and metric work, what does a row cost?"""
+    """Run the baseline on a few training rows: do program and metric work, and what does a row cost?"""
     job = state.job
     sample = state.splits.train[:SAMPLE]
-    run.begin("preflight", len(sample))
-    # A budget that is too small however little a row takes is said before anything is paid.
-    _affordable(job, state, job.options.calls_per_example or 1)
-    keep(state, run, Usage(), job.options.calls_per_example or 1)
-    baseline = job.target.spec.baseline
-    futures = run.submit(baseline, sample[:1], PLAIN)
-    _wait_for_a_reply(run, futures[0])
-    futures += run.submit(baseline, sample[1:], PLAIN)
-    _begin_with_what_is_certain(state, run)
     try:
-        outcomes = run.gather(baseline, sample, futures, PLAIN)
+        outcomes = run.evaluate(job.target.spec.baseline, sample, PLAIN)
     except BudgetExhausted as error:
         raise RequestError(str(error)) from error  # not even these rows fit
     calls = job.options.calls_per_example or max(1, *(outcome.cost.calls for outcome in outcomes))
@@ -52,31 +71,7 @@ def preflight(state: State, run: Run) -> State:
     )
     state = replace(state, preflight=found)
     keep(state, run, found.usage, calls)
-    if found.evaluations >= 3 * len(state.splits.select):
-        run.prefetch(baseline, state.splits.select, Errand(priority=SELECT))
     return state
-
-
-def _wait_for_a_reply(run: Run, first: "Future[Outcome]") -> None:
-    """Wait until the server has answered once: a wrong key costs one call, and nobody else waits long for it."""
-    while not len(run.ledger) and not first.done():
-        time.sleep(0.005)
-        run.show()
-    if first.done():
-        with contextlib.suppress(BudgetExhausted):  # said by whoever takes the row in
-            run.wait(first)
-
-
-def _begin_with_what_is_certain(state: State, run: Run) -> None:
-    """Ask for what is needed whatever is chosen.
-
-    That is the baseline on the sealed test, which certify alone reads, and on the training rows, where bootstrap asks
-    the same.
-    """
-    job, baseline = state.job, state.job.target.spec.baseline
-    if job.teacher == (job.target, job.model) and job.start == baseline:
-        run.prefetch(baseline, state.splits.train[SAMPLE:], Errand(priority=SELECT))
-    run.prefetch(baseline, state.splits.test, Errand(priority=TEST, certifying=True))
 
 
 def keep(state: State, run: Run, each: Usage, calls: int) -> None:

@@ -1,9 +1,10 @@
 """Run: the tools of one compile (evaluator, ledger, meter, progress), handed to every pass beside the frozen state."""
 
+import functools
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,8 +22,8 @@ from .state import Job
 
 T = TypeVar("T")
 
-SELECT, TEST = 1, 2
-"""Priorities of what a later pass will need: the baseline on the select set, and on the sealed test."""
+LATER = 1
+"""The priority of what a later pass will need, and nobody waits for yet."""
 
 LOOK = 0.2
 """Seconds between two looks at what else has happened, while somebody waits."""
@@ -201,6 +202,18 @@ class Run:
         self.submit(candidate, examples, errand)
 
 
+def _start(follow_up: Any, example: Example, coming: "Future[Any]", first: "Future[Outcome]") -> None:
+    follow_up(example, first, coming)
+
+
+def _pass_on(done: "Future[Outcome]", coming: "Future[Any]", chosen: Candidate) -> None:
+    error = CancelledError() if done.cancelled() else done.exception()
+    if error is not None:
+        coming.set_exception(error)
+    else:
+        coming.set_result((chosen, done.result()))
+
+
 @dataclass
 class Side:
     """What a pass in the background spends through (the Runner protocol); its charges wait for `settle`.
@@ -217,31 +230,46 @@ class Side:
         self, candidate: Candidate, examples: Sequence[Example], *, traced: bool = False, teacher: bool = False
     ) -> list[Outcome]:
         """Evaluate a candidate on examples, with the teacher's program and model where asked."""
-        return self.run_many([(candidate, examples)], traced=traced, teacher=teacher)[0]
+        told = self.follow(candidate, examples, lambda example, outcome: None, traced=traced, teacher=teacher)
+        return [outcome for outcome, _ in told]
 
-    def run_many(
+    def follow(
         self,
-        asked: Sequence[tuple[Candidate, Sequence[Example]]],
+        candidate: Candidate,
+        examples: Sequence[Example],
+        then: Callable[[Example, Outcome], Candidate | None],
         *,
         traced: bool = False,
         teacher: bool = False,
-    ) -> list[list[Outcome]]:
-        """Evaluate several candidates on examples of their own, all at once."""
+    ) -> list[tuple[Outcome, Outcome | None]]:
+        """Evaluate a candidate on examples, and on each, as soon as its outcome is there, what `then` names."""
         target, model = self.teacher if teacher else (self.run_.job.target, self.run_.job.model)
         errand = Errand(traced=traced, model=model)
-        futures = [self.run_.submit(candidate, examples, errand, target) for candidate, examples in asked]
-        found = []
-        try:
-            for (candidate, examples), flying in zip(asked, futures, strict=True):
-                outcomes = [future.result() for future in flying]
-                self._told += [
-                    (candidate, example, outcome, errand) for example, outcome in zip(examples, outcomes, strict=True)
-                ]
-                found.append(outcomes)
-        except BaseException:
-            for future in (future for flying in futures for future in flying):
-                future.cancel()
-            raise
+        seconds: list[Future[tuple[Candidate, Outcome] | None]] = []
+
+        def follow_up(example: Example, first: "Future[Outcome]", coming: "Future[Any]") -> None:
+            try:
+                chosen = then(example, first.result())
+                if chosen is None:
+                    coming.set_result(None)
+                    return
+                (flying,) = self.run_.submit(chosen, [example], errand, target)
+                flying.add_done_callback(lambda done: _pass_on(done, coming, chosen))
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+                coming.set_exception(error)
+
+        firsts = self.run_.submit(candidate, examples, errand, target)
+        for example, first in zip(examples, firsts, strict=True):
+            coming: Future[tuple[Candidate, Outcome] | None] = Future()
+            seconds.append(coming)
+            first.add_done_callback(functools.partial(_start, follow_up, example, coming))
+        found: list[tuple[Outcome, Outcome | None]] = []
+        for example, first, coming in zip(examples, firsts, seconds, strict=True):
+            outcome, second = first.result(), coming.result()
+            self._told.append((candidate, example, outcome, errand))
+            if second is not None:
+                self._told.append((second[0], example, second[1], errand))
+            found.append((outcome, None if second is None else second[1]))
         return found
 
     def ask(self, module: Any, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Any]:

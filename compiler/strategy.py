@@ -1,6 +1,6 @@
 """Strategy: what supplies the levels that the search chooses from. compiler/ defines it and never imports one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -64,14 +64,19 @@ class Runner(Protocol):
         """Evaluate a candidate on training examples."""
         ...
 
-    def run_many(
+    def follow(
         self,
-        asked: Sequence[tuple[Candidate, Sequence[Example]]],
+        candidate: Candidate,
+        examples: Sequence[Example],
+        then: Callable[[Example, Outcome], Candidate | None],
         *,
         traced: bool = False,
         teacher: bool = False,
-    ) -> list[list[Outcome]]:
-        """Evaluate several candidates on training examples of their own, all at once."""
+    ) -> list[tuple[Outcome, Outcome | None]]:
+        """Evaluate a candidate on training examples, and on each, as soon as its outcome is there, what `then` names.
+
+        Returns both outcomes, the second None where there was none. `then` is called in any order, from any thread.
+        """
         ...
 
     def ask(self, module: Any, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Any]:

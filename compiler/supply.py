@@ -35,6 +35,7 @@ class Supply:
         view = _view(state, self._sides["propose"], Coming(self._accepted.future))
         self._view = view
         self._instructions = Background("propose", lambda: self._propose(view), self._failed)
+        self._written: Levels | None = None
         self._joined: tuple[Levels, tuple[Accepted, ...]] | None = None
 
     def _failed(self, error: BaseException) -> None:
@@ -58,13 +59,20 @@ class Supply:
             view = replace(view, needs=replace(view.needs, demo_sets=(options.demo_sets + 1) // 2))
         return dict(self._job.strategy.demonstrations(view))
 
+    def with_instructions(self) -> Levels:
+        """Wait for the proposals; return the first levels and those."""
+        if self._written is None:
+            instructions = self._run.wait(self._instructions.future)
+            self._sides["propose"].settle()
+            self._written = levels_of(self._job, instructions, self._early, self.first)
+        return self._written
+
     def rest(self) -> tuple[Levels, tuple[Accepted, ...]]:
-        """Wait for bootstrap and proposals; return all levels, and the accepted traces."""
+        """Wait for bootstrap too; return all levels, and the accepted traces."""
         if self._joined is None:
-            run = self._run
-            accepted, instructions = run.wait(self._accepted.future), run.wait(self._instructions.future)
-            for side in self._sides.values():
-                side.settle()
+            run, written = self._run, self.with_instructions()
+            accepted = run.wait(self._accepted.future)
+            self._sides["bootstrap"].settle()
             if not accepted:
                 run.note(
                     "No training row was answered well enough to become a demonstration; labelled rows may still serve."
@@ -74,7 +82,7 @@ class Supply:
                 path: _limited((*self._early.get(path, ()), *late.get(path, ())), self._job.options.demo_sets)
                 for path in {**self._early, **late}
             }
-            self._joined = levels_of(self._job, instructions, demos, self.first), accepted
+            self._joined = levels_of(self._job, self._instructions.future.result(), demos, written), accepted
         return self._joined
 
 
@@ -148,5 +156,4 @@ def source_of(program: Any) -> str:
 
 def supply(state: State, run: Run) -> State:
     """Begin bootstrap and proposals, and return the state with the levels that are there at once."""
-    run.begin("bootstrap", 2 * len(state.splits.train))
     return replace(state, supply=Supply(state, run))

@@ -30,6 +30,9 @@ GRID = (0.0015, 0.005, 0.012, 0.025, 0.045, 0.07, 0.1, 0.14, 0.2)
 NEGLIGIBLE = 7.0
 """A cell whose log likelihood is so far below the best one's doesn't count."""
 
+CHUNK = 1024
+"""Rows whose levels are spelt out at a time."""
+
 MOST_CELLS = 16
 """Cells that an average is over."""
 
@@ -104,38 +107,37 @@ class Design:
         self.weight = 1 / (sums.variance if variance is None else variance)
         self.counts = sums.counts
         self.at = columns.at(sums.levels)
-        rows, width = len(sums.blocks), columns.width
-        onehot = np.zeros((rows, width + 1))
-        np.add.at(onehot, (np.arange(rows)[:, None], self.at), 1.0)
-        self.onehot = onehot[:, :width]
         self.mask = (np.arange(len(sums.sizes))[None, :] < sums.blocks[:, None]).astype(np.float64)
         self.used = int(sums.blocks.max(initial=0))
         self.mask = self.mask[:, : self.used]
         self.sizes = sums.sizes[: self.used]
 
+    def onehot(self, rows: Ints) -> Floats:
+        """Return a row of ones and zeros for each of `rows`: which levels it has."""
+        ones = np.zeros((len(rows), self.columns.width + 1))
+        ones[np.arange(len(rows))[:, None], self.at[rows]] = 1
+        return ones[:, : self.columns.width]
+
     def normal(self, omega2: float) -> "Normal":
         """Return the normal equations of effects and difficulties, each point's own effect integrated out."""
-        w, n = self.weight, self.counts
+        w, n, width, totals = self.weight, self.counts, self.columns.width, self.sums.totals
+        sizes, mask = w * self.sizes, self.mask
         q = 1 / (1 + omega2 * w * n)
-        known = n > 0
-        x, mask, sizes = self.onehot[known], self.mask[known], self.sizes
-        qk, totals = q[known], self.sums.totals[known]
-        weights = w * n[known] * qk
-        width = self.columns.width
+        kappa = omega2 * q
         matrix = np.zeros((width + self.used, width + self.used))
-        matrix[:width, :width] = (x * weights[:, None]).T @ x
-        cross = (x * qk[:, None]).T @ mask * (w * sizes)
-        matrix[:width, width:], matrix[width:, :width] = cross, cross.T
-        kappa = omega2 * qk
-        within = (mask * kappa[:, None]).T @ mask * np.outer(w * sizes, w * sizes)
-        matrix[width:, width:] = np.diag(w * sizes * mask.sum(axis=0)) - within
-        right = np.concatenate(
-            [
-                x.T @ (w * qk * totals),
-                w * self.sums.block_totals[: self.used] - w**2 * sizes * (mask.T @ (kappa * totals)),
-            ]
-        )
-        loss = -float((kappa * (w * totals) ** 2).sum()) - float(np.log(qk).sum())
+        right = np.zeros(len(matrix))
+        for first in range(0, len(n), CHUNK):
+            part = slice(first, first + CHUNK)
+            x = self.onehot(np.arange(len(n))[part])
+            matrix[:width, width:] += (x * q[part, None]).T @ mask[part] * sizes
+            right[:width] += x.T @ (w * q[part] * totals[part])
+            x *= np.sqrt(w * n[part] * q[part])[:, None]
+            matrix[:width, :width] += x.T @ x
+        matrix[width:, :width] = matrix[:width, width:].T
+        within = (mask * kappa[:, None]).T @ mask * np.outer(sizes, sizes)
+        matrix[width:, width:] = np.diag(sizes * mask.sum(axis=0)) - within
+        right[width:] = w * self.sums.block_totals[: self.used] - w * sizes * (mask.T @ (kappa * totals))
+        loss = -float((kappa * (w * totals) ** 2).sum()) - float(np.log(q).sum())
         return Normal(Shrinkage(self, omega2, q), matrix, right, loss)
 
 
@@ -233,7 +235,7 @@ class Cell:
         chosen = np.array([*rows, home])
         q = own.shrink[chosen][:, None]
         kept = own.omega2 * design.weight * q * design.mask[chosen] * design.sizes
-        functional = np.concatenate([q * design.onehot[chosen], -kept], axis=1)
+        functional = np.concatenate([q * design.onehot(chosen), -kept], axis=1)
         functional = functional[:-1] - functional[-1]
         half = linalg.solve_triangular(self.factor, functional.T, lower=True, check_finite=False)
         residual = own.omega2 * (own.shrink[chosen[:-1]] + own.shrink[home])

@@ -47,15 +47,45 @@ class Pool:
         self._url: URL | None = None
         self._session: aiohttp.ClientSession | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._due: dict[asyncio.Task[Any], float] = {}
+        self._late: dict[asyncio.Task[Any], int] = {}
+        self._alarm: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._interrupted: dict[asyncio.Task[Any], int] = {}
 
     async def post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Return status, headers and content of the server's answer, or raise aiohttp's errors."""
+        """Return status, headers and content of the server's answer, or raise aiohttp's errors or TimeoutError."""
         session = self._open() if self._session is None or self._closed else self._session
-        url = cast("URL", self._url)
-        async with session.post(url, data=body, allow_redirects=False, proxy=self._site.proxy) as response:
-            return response.status, response.headers, await response.read()
+        task, url = cast("asyncio.Task[Any]", asyncio.current_task()), cast("URL", self._url)
+        loop = task.get_loop()
+        self._due[task] = due = loop.time() + self._site.timeout
+        if self._alarm is None:
+            self._alarm = loop.call_at(due, self._overdue, loop)
+        try:
+            async with session.post(url, data=body, allow_redirects=False, proxy=self._site.proxy) as response:
+                return response.status, response.headers, await response.read()
+        except asyncio.CancelledError:
+            # As in asyncio.timeout: a cancellation of our own ends here, one by somebody else goes on.
+            before = self._late.get(task)
+            if before is None or task.uncancel() > before:
+                raise
+            raise TimeoutError from None
+        finally:
+            self._due.pop(task, None)
+            self._late.pop(task, None)
+
+    def _overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel the attempts whose time is over; one timer for all, where aiohttp has two for each."""
+        self._alarm = None
+        now = loop.time()
+        while self._due:
+            task, due = next(iter(self._due.items()))  # all have the same time, so the first ends first
+            if due > now:
+                self._alarm = loop.call_at(due, self._overdue, loop)
+                return
+            del self._due[task]
+            self._late[task] = task.cancelling()
+            task.cancel()
 
     def _open(self) -> "aiohttp.ClientSession":
         if self._closed:
@@ -70,7 +100,8 @@ class Pool:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=site.headers,
-            timeout=aiohttp.ClientTimeout(total=site.timeout, sock_connect=min(site.timeout, 15.0)),
+            # The whole has its time in `post`; a connection is missed before that.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(0.9 * site.timeout, 15.0)),
         )
         return self._session
 
@@ -81,7 +112,6 @@ class Pool:
         try:
             return await answer
         except asyncio.CancelledError:
-            # As in asyncio.timeout: a cancellation of our own ends here, one by somebody else goes on.
             before = self._interrupted.get(task)
             if before is None or task.uncancel() > before:
                 raise
@@ -96,6 +126,8 @@ class Pool:
         for task in self._tasks - self._interrupted.keys():
             self._interrupted[task] = task.cancelling()
             task.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
         while self._session is not None:
             if self._closing is None or self._closing.done():
                 self._closing = asyncio.create_task(self._drop(self._session))

@@ -82,7 +82,7 @@ class SealedRun(Loaded):
                     outputs = stop.value
                     break
                 reply = yield request
-                usage, calls = usage + reply.usage, calls + 1
+                usage, calls = usage + reply.usage if calls else reply.usage, calls + 1
 
 
 def _drive(running: Running, complete: Callable[[Request], Reply]) -> Prediction:

@@ -79,7 +79,7 @@ class ReplyParser:
     def _chat(self, text: str) -> dict[str, Any]:
         sections: list[tuple[str | None, list[str]]] = [(None, [])]
         for line in text.splitlines():
-            if match := _HEADER.match(line.strip()):
+            if "[[ ## " in line and (match := _HEADER.match(line.strip())):
                 # As in DSPy: the header is found in the stripped line, and its length cut off the unstripped one.
                 rest = line[match.end() :].strip()
                 sections.append((match.group(1), [rest] if rest else []))

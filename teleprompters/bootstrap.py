@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..compiler.data import Example
-from ..compiler.outcome import Scored
+from ..compiler.outcome import Outcome, Scored
 from ..compiler.rng import generator
 from ..compiler.strategy import Accepted, DemoLevel, Needs, Provenance, View
 from ..programs.candidate import Candidate, Demo, demo_of, fits, is_text
@@ -30,23 +30,38 @@ Owned = tuple[Demo, int]
 def bootstrap(view: View) -> tuple[Accepted, ...]:
     """Return the training traces that the metric accepts.
 
-    Two rounds: the program as it stands; then, on the rows that failed, the program with labelled demonstrations of
-    other rows, for every predictor whose fields the labels supply in full.
+    Two rounds: the program as it stands; then, on a row that failed, the program with labelled demonstrations of other
+    rows, for every predictor whose fields the labels supply in full. A row's second round waits for no other row.
     """
-    outcomes = view.runner.run(view.start, view.train, traced=True, teacher=True)
-    threshold = _threshold(view.needs, [o.score for o in outcomes])
-    accepted = _accept(view, view.train, outcomes, threshold)
+    # Each half of the rows is answered with demonstrations from the other half: never of the very row.
+    halves = (view.train[::2], view.train[1::2])
+    teachers = [_with_labels(view, shown) for shown in reversed(halves)]
+    second = {
+        example.id: teacher
+        for rows, teacher in zip(halves, teachers, strict=True)
+        for example in rows
+        if teacher.id != view.start.id
+    }
+
+    def again(example: Example, outcome: Outcome) -> Candidate | None:
+        return second.get(example.id) if _failed(view.needs, outcome) else None
+
+    told = view.runner.follow(view.start, view.train, again, traced=True, teacher=True)
+    threshold = _threshold(view.needs, [outcome.score for outcome, _ in told])
+    accepted = _accept(view, view.train, [outcome for outcome, _ in told], threshold)
     kept = {item.example.id for item in accepted}
-    failed = [example for example in view.train if example.id not in kept]
-    # Each half of the failures is answered with demonstrations from the other half: never of the very row.
-    halves = ((failed[::2], failed[1::2]), (failed[1::2], failed[::2]))
-    again = [(_with_labels(view, shown), asked) for asked, shown in halves if asked]
-    again = [(teacher, asked) for teacher, asked in again if teacher.id != view.start.id]
-    told = view.runner.run_many(again, traced=True, teacher=True)
-    for (_, asked), outcomes in zip(again, told, strict=True):
-        accepted += _accept(view, asked, outcomes, threshold)
+    tried = [(row, other) for row, (_, other) in zip(view.train, told, strict=True) if other is not None]
+    tried = [(row, other) for row, other in tried if row.id not in kept]
+    accepted += _accept(view, [row for row, _ in tried], [other for _, other in tried], threshold)
     order = {example.id: index for index, example in enumerate(view.train)}
     return tuple(sorted(accepted, key=lambda item: order[item.example.id]))
+
+
+def _failed(needs: Needs, outcome: Outcome) -> bool:
+    """Say whether a row failed, as far as one outcome can tell: what is accepted depends on all of them."""
+    if not isinstance(outcome, Scored):
+        return True
+    return outcome.score < needs.accept if needs.accept is not None else outcome.score < 1.0
 
 
 def _threshold(needs: Needs, scores: Sequence[float]) -> float:

@@ -9,8 +9,10 @@ from typing import Any
 
 import dspy
 import pytest
+from vitrify.compiler.outage import Outage
 from vitrify.compiler.preflight import SAMPLE
 from vitrify.compiler.progress import Snapshot
+from vitrify.programs.lm import LMError
 from vitrify.signatures.errors import VitrifyError, WorkError
 
 from tests.desks import Desk, Route
@@ -205,11 +207,25 @@ def test_patience_ends(plain: tuple[bytes, Counter[str]], tmp_path: Path, fault:
         assert repeats(server, plain[1]) == 0
 
 
+def test_nobody_waits_longer_than_patience() -> None:
+    """However many wait, and whatever the server said: they fail together, and not one after the other."""
+    now = 0.0
+    notes: list[str] = []
+    outage = Outage(30.0, notes.append, clock=lambda: now)
+    outage.answered()
+    assert outage.silent(LMError("busy", cause="rate_limited", retry_after=3600.0))
+    assert 0 < outage.turn() <= 0.25 and len(notes) == 1
+    now = 31.0
+    for _ in range(3):
+        with pytest.raises(LMError, match="busy"):
+            outage.turn()
+
+
 def test_a_wrong_key_in_the_middle_is_no_outage(tmp_path: Path) -> None:
-    """A key that is withdrawn comes back by nobody's patience."""
+    """A key that is withdrawn comes back by nobody's patience: what is in flight ends, and nothing else is asked."""
     said = Said()
     with serving(faults=lambda number, body: Fault.status_code(401) if number >= 100 else None) as server:
         with pytest.raises(WorkError) as caught:
             compile_tiny(server.url, tmp_path / "run", progress=said)
         assert caught.value.exit_code == 2 and not said.count("Waiting")
-        assert len(server.requests) <= 100 + 3 * 8
+        assert len(server.requests) <= 100 + 8

@@ -234,6 +234,54 @@ def test_a_timeout_on_a_loop_of_ones_own() -> None:
         lm.close()
 
 
+def test_each_attempt_has_its_own_time() -> None:
+    """One timer serves them all: an attempt that ends in time stops nothing, and a later one isn't cut short."""
+    fault: Faults = lambda number, body: Fault("hang") if "hang" in body["messages"][0]["content"] else None  # noqa: E731
+    with ScriptedServer(faults=fault) as server:
+        lm = made(server, timeout=0.4, retry=Retry(attempts=1))
+
+        async def hanging(after: float) -> float:
+            await asyncio.sleep(after)
+            began = time.monotonic()
+            with pytest.raises(LMError) as caught:
+                await lm.acomplete(ask("hang"))
+            assert caught.value.cause == "timeout"
+            return time.monotonic() - began
+
+        async def answered(after: float) -> None:
+            await asyncio.sleep(after)
+            assert (await lm.acomplete(ask("quick"))).text == "quick"
+
+        async def work() -> list[float]:
+            times = [asyncio.create_task(hanging(0.1 * number)) for number in range(5)]
+            await asyncio.gather(*(answered(0.07 * number) for number in range(12)))
+            return await asyncio.gather(*times)
+
+        assert all(0.39 <= seconds < 2 for seconds in lm.submit(work()).result(10))
+        assert all(0.39 <= seconds < 2 for seconds in asyncio.run(work()))
+        lm.close()
+
+
+def test_cancelling_at_the_moment_of_the_timeout_is_not_swallowed() -> None:
+    with ScriptedServer(faults=lambda number, body: Fault("hang")) as server:
+        lm = made(server, timeout=0.2, retry=Retry(attempts=1))
+
+        async def work() -> None:
+            waiting = asyncio.create_task(lm.acomplete(ask()))
+            await asyncio.sleep(0.01)
+            pool = await lm._transport.pool_here()  # type: ignore[union-attr]
+            assert pool is not None
+            for task in pool._due:
+                pool._due[task] = 0.0
+            pool._overdue(asyncio.get_running_loop())
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+        lm.submit(work()).result(5)
+        lm.close()
+
+
 def test_loops_and_threads_share_a_client(server: ScriptedServer) -> None:
     lm = made(server)
     loops = [in_a_thread(lm, lambda: many(lm, 3 * MANY)) for _ in range(3)]

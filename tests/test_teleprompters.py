@@ -66,10 +66,18 @@ class Runner:
             outcomes.append(Scored(self.right(example.row), None, None, steps, Cost()))
         return outcomes
 
-    def run_many(
-        self, asked: Sequence[tuple[Candidate, Sequence[Example]]], *, traced: bool = False, teacher: bool = False
-    ) -> list[list[Outcome]]:
-        return [self.run(candidate, examples, traced=traced, teacher=teacher) for candidate, examples in asked]
+    def follow(
+        self,
+        candidate: Candidate,
+        examples: Sequence[Example],
+        then: Callable[[Example, Outcome], Candidate | None],
+        **more: Any,
+    ) -> list[tuple[Outcome, Outcome | None]]:
+        told = []
+        for example, outcome in zip(examples, self.run(candidate, examples, **more), strict=True):
+            chosen = then(example, outcome)
+            told.append((outcome, None if chosen is None else self.run(chosen, [example], **more)[0]))
+        return told
 
     def ask(self, module: Any, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Any]:
         answers = []

@@ -5,8 +5,10 @@ that a hundred compiles can be killed in the time that a hundred imports would t
 """
 
 import ctypes
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import socket
@@ -28,6 +30,7 @@ import vitrify
 from tests.commands import ROOT, TICKETS, Answers
 from tests.desks import Desk
 from tests.server import ScriptedServer
+from vitrify import compiler, programs, signatures, teleprompters
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in TICKETS[:60]]
 """The data; of it 18 rows are the select set and 24 the sealed test."""
@@ -320,6 +323,9 @@ def _child(request: Mapping[str, Any]) -> int:
 
 def main() -> None:
     """Fork a child for each line on stdin; say its pid, and then its exit code."""
+    for package in (compiler, programs, signatures, teleprompters):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)  # what a compile imports when it begins, once for all children
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .compiler.progress import Snapshot
     from .evaluation import Evaluation
 
-PASSES = ("split", "preflight", "bootstrap", "search", "certify", "emit")
+PASSES = ("split", "preflight", "search", "certify", "emit")
 """What is shown, in order; proposals are asked for beside the search."""
 
 
