@@ -7,7 +7,9 @@
   bound predictor in the same threads, a sealed program on the event loop.
 - share: the share of the ideal throughput with a 50 ms server and 128 calls in flight, in a steady state.
 - busy: how busy a 200 ms (lognormal, sigma .8) server is kept during a compile of the help desk, 64 in flight, beside
-  `MIPROv2(auto="light")` and at an equal number of calls.
+  `MIPROv2(auto="light")` and at an equal number of calls (busy.py).
+- growth: memory and the time to decide at a hundred thousand outcomes (growth.py).
+- load: import, load and memory of a frozen program (load.py).
 
 Server and client share the machine's cores; the server runs in a process of its own, and its own ceiling (a bare client
 that neither renders nor parses) stands beside the figures.
@@ -38,8 +40,6 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
 
 import dspy
 from dspy.dsp.utils.settings import thread_local_overrides
-from vitrify.compiler.data import load_rows
-from vitrify.compiler.importing import load_object
 from vitrify.programs.bind import bind
 from vitrify.programs.bridge import EngineLM
 from vitrify.programs.openai import OpenAICompatible
@@ -356,49 +356,10 @@ def share(repeats: int, calls: int) -> None:
     )
 
 
-def busy(repeats: int) -> None:
-    """Print how busy the server is kept during a compile, ours beside MIPROv2's."""
-    folder = ROOT / "examples" / "helpdesk"
-    make: Any = load_object(f"{folder / 'program.py'}:Helpdesk")
-    metric: Any = load_object(f"{folder / 'program.py'}:routed", kind="metric")
-    rows = load_rows(folder / "tickets.jsonl")
-    flying = 64
-    print("\n| LM kept busy, 200 ms lognormal, 64 in flight | calls | seconds | busy % |")
-    print("|---|---|---|---|")
-    for seed in range(repeats):
-        with stub(latency=0.2, sigma=0.8) as url:
-            lm = dspy.LM("openai/stub", api_base=url, api_key="none", cache=False)
-            examples = [dspy.Example(**row).with_inputs("message") for row in rows]
-            began = time.perf_counter()
-            with dspy.context(lm=lm, disable_history=True), quiet():
-                optimizer = dspy.MIPROv2(metric=metric, auto="light", seed=seed + 1, num_threads=flying)
-                optimizer.compile(make(), trainset=examples[:72], valset=examples[72:216])
-            seconds, counts = time.perf_counter() - began, stats(url)
-            theirs = counts["served"]
-            print(
-                f"| dspy.MIPROv2 light | {theirs:.0f} | {seconds:.1f} | {100 * counts['busy'] / seconds / flying:.1f} |"
-            )
-        with stub(latency=0.2, sigma=0.8) as url, tempfile.TemporaryDirectory() as run:
-            began = time.perf_counter()
-            vitrify.compile(
-                make(),
-                rows,
-                metric,
-                lm="openai/stub",
-                seed=seed,
-                run_dir=Path(run) / "run",
-                budget=vitrify.Budget(calls=int(theirs)),
-                options=vitrify.Options(concurrency=flying, api_base=url, api_key="none"),
-            )
-            seconds, counts = time.perf_counter() - began, stats(url)
-            used = 100 * counts["busy"] / seconds / flying
-            print(f"| vitrify | {counts['served']:.0f} | {seconds:.1f} | {used:.1f} |", flush=True)
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("cpu", "share", "busy"))
+    parser.add_argument("--only", choices=("cpu", "share", "busy", "growth", "load"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--calls", type=int, default=2000)
     arguments = parser.parse_args()
@@ -407,7 +368,17 @@ def main() -> None:
     if arguments.only in (None, "share"):
         share(arguments.repeats, arguments.calls)
     if arguments.only in (None, "busy"):
+        from busy import busy
+
         busy(arguments.repeats)
+    if arguments.only in (None, "growth"):
+        from growth import growth
+
+        growth(1, 100_000)
+    if arguments.only in (None, "load"):
+        from load import load
+
+        load(20)
 
 
 if __name__ == "__main__":

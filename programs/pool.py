@@ -11,7 +11,6 @@ from .lm import LMError, Reply
 
 if TYPE_CHECKING:
     import aiohttp
-    from yarl import URL
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class Pool:
         self.keeper: AsyncGenerator[None, None] | None = None
         self._site = site
         self._closed = False
-        self._url: URL | None = None
         self._session: aiohttp.ClientSession | None = None
         self._closing: asyncio.Task[None] | None = None
         self._due: dict[asyncio.Task[Any], float] = {}
@@ -56,13 +54,13 @@ class Pool:
     async def post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
         """Return status, headers and content of the server's answer, or raise aiohttp's errors or TimeoutError."""
         session = self._open() if self._session is None or self._closed else self._session
-        task, url = cast("asyncio.Task[Any]", asyncio.current_task()), cast("URL", self._url)
+        task, site = cast("asyncio.Task[Any]", asyncio.current_task()), self._site
         loop = task.get_loop()
-        self._due[task] = due = loop.time() + self._site.timeout
+        self._due[task] = due = loop.time() + site.timeout
         if self._alarm is None:
             self._alarm = loop.call_at(due, self._overdue, loop)
         try:
-            async with session.post(url, data=body, allow_redirects=False, proxy=self._site.proxy) as response:
+            async with session.post(site.url, data=body, allow_redirects=False, proxy=site.proxy) as response:
                 return response.status, response.headers, await response.read()
         except asyncio.CancelledError:
             # As in asyncio.timeout: a cancellation of our own ends here, one by somebody else goes on.
@@ -91,10 +89,8 @@ class Pool:
         if self._closed:
             raise interrupted(self._site.name)
         import aiohttp
-        from yarl import URL
 
         site = self._site
-        self._url = URL(site.url)
         # No limit on connections: who calls owns the concurrency.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),

@@ -44,7 +44,7 @@ def test_every_exchange_is_seen(given_values: list[dict[str, Any]], plain: bool,
     assert marks.hold(Ask, demos) and marks.hold(Ask, tuple(demos)) and marks.hold(Ask, list(demos))
     other = list(demos)
     for _ in range(2):
-        demo = random.choice(other) if other else {}
+        demo: Any = random.choice(other) if other else {}
         store = getattr(demo, "_store", demo)
         name = random.choice("abcd")
         match random.randrange(8):
@@ -85,7 +85,7 @@ def test_the_signature_counts_with_its_instructions() -> None:
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_deep_copy_holds_its_own(plain: bool) -> None:
     demos = sample([{"question": "q", "answer": ["a", "b"]}, {"question": "r"}], plain)
-    holder = {"marks": Marks(Ask, demos), "demos": demos}
+    holder: dict[str, Any] = {"marks": Marks(Ask, demos), "demos": demos}
     other: Any = copy.deepcopy(holder)
     assert other["marks"].hold(Ask, other["demos"]) and not other["marks"].hold(Ask, demos)
     values = other["demos"][0] if plain else other["demos"][0]._store
