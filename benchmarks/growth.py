@@ -55,7 +55,9 @@ def ours(outcomes: int) -> dict[str, float]:
         capabilities = Capabilities()
 
         def complete(self, request: Request) -> Reply:
-            answer = "yes" if int(request.key[:8], 16) % 100 < 60 else "no"
+            text = str(request.messages[0]["content"])
+            way = int(text.partition("Way ")[2].partition(":")[0] or 0)  # the later the better, so there is much to find
+            answer = "yes" if int(request.key[:8], 16) % 100 < 40 + way else "no"
             return Reply(f"[[ ## answer ## ]]\n{answer}\n\n[[ ## completed ## ]]", Usage(200, 10), "instant")
 
         async def acomplete(self, request: Request) -> Reply:
@@ -91,7 +93,7 @@ def ours(outcomes: int) -> dict[str, float]:
     marks: dict[int, tuple[float, float, float]] = {}
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "run") as ledger:
         run = compiler._run(job, ledger)
-        oracle = EvaluatorOracle(run, levels, job.dataset.examples[:400])
+        oracle = EvaluatorOracle(run, levels, job.dataset.examples)
         told: list[int] = []
         blocks: list[int] = []
         elsewhere = [0.0]
@@ -113,7 +115,7 @@ def ours(outcomes: int) -> dict[str, float]:
         class Timed:
             """The oracle, with the CPU of the thread that decides apart from that of asking and taking in."""
 
-            examples = 400
+            examples = len(rows)
 
             def submit(self, point: Any, examples: Any, replicate: int) -> Any:
                 began = time.thread_time()

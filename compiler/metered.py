@@ -337,6 +337,7 @@ class MeteredLM:
             return delay
         if self._outage.silent(error):
             return 0.0
+        error = self._outage.final(error)
         raise error if attempt == 1 else error.with_attempts(attempt)
 
     def _second(self, request: Request, scope: Scope | None) -> Second:

@@ -40,17 +40,29 @@ class Outage:
         self._since: float | None = None
         self._next = 0.0
         self._pause = 0.0
+        self._why: LMError | None = None
+        self._shut: LMError | None = None
 
     def turn(self) -> float:
-        """Return 0 where the caller may ask now, else the seconds after which to come again."""
+        """Return 0 where the caller may ask now, else the seconds after which to come again.
+
+        Raises:
+            LMError: If patience is over, or the server has refused the key or the model: whoever waits fails at once,
+                and not one after the other.
+        """
+        if self._shut is not None:
+            raise self._shut.with_attempts(1)
         if self._since is None:
             return 0.0
         with self._lock:
             if self._since is None:
                 return 0.0
             now = self._clock()
+            left = self._since + self._patience - now
+            if left <= 0 and self._why is not None:
+                raise self.final(self._why).with_attempts(1)
             if now < self._next:
-                return min(self._next - now, 0.25)
+                return min(self._next - now, left, 0.25)
             self._pause = SLOW if now - self._since > MINUTES else min(QUICK, 2 * self._pause)
             self._next = now + self._pause
             return 0.0
@@ -76,9 +88,17 @@ class Outage:
         with self._lock:
             if not self._answered or self._patience <= 0:
                 return False
-            now = self._clock()
+            now, self._why = self._clock(), error
             if self._since is None:
                 self._since, self._pause = now, QUICK / 4
                 self._next = now + max(self._pause, error.retry_after or 0.0)
                 self._notice(f"{error} Waiting for the server, {self._patience:.0f} s at most; Ctrl-C keeps the run.")
             return now - self._since < self._patience
+
+    def final(self, error: LMError) -> LMError:
+        """Return the error that ends the work: a server that has answered is away, its address isn't wrong."""
+        if error.cause in ("auth", "unknown_model"):
+            self._shut = error
+        if error.cause != "connection" or not self._answered:
+            return error
+        return LMError(str(error), cause="server", attempts=error.attempts)

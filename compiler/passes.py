@@ -115,7 +115,7 @@ def search(state: State, run: Run) -> State:
     options = SearchOptions(
         sampler=job.options.sampler,
         guard=job.options.guard,
-        renewals=(WRITTEN, max(WRITTEN, int(TRACED * evaluations / block))),
+        renewals=() if job.budget.weighed else (WRITTEN, max(WRITTEN, int(TRACED * evaluations / block))),
         block=block,
         stop=lambda evaluations: too_few or _over(run, certification, rows, evaluations),
         watch=run.watch,

@@ -8,10 +8,12 @@ import functools
 import hashlib
 import os
 import re
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 # Otherwise DSPy fetches a price table from the network at its first call.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
@@ -331,10 +333,25 @@ class DspyLM:
                 yield messages, self._params(request)
         except LMError:
             raise
-        except Exception as error:  # a legacy BaseLM raises whatever its own client raises
-            raise from_dspy(public(error, self.name), self.name) from error
+        except Exception as error:  # noqa: BLE001 - a legacy BaseLM raises whatever its own client raises
+            failure = from_dspy(public(error, self.name), self.name)
+            failure.args = (self._scrubbed(str(failure)),)
+            # Not chained where a server repeats the key: a traceback would show it.
+            told = "".join(traceback.format_exception(error))
+            raise failure from (error if self._scrubbed(told) == told else None)
         finally:
             _entry.reset(token)
+
+    def _scrubbed(self, text: str) -> str:
+        """Return a text without the key, the password or a header's value, which a server may repeat."""
+        given = self._lm.kwargs
+        provider = self.name.partition("/")[0].upper()
+        secrets = [given.get("api_key"), os.environ.get(f"{provider}_API_KEY")]
+        secrets += [urlsplit(str(given.get(name) or "")).password for name in ("api_base", "base_url")]
+        secrets += [*(given.get("headers") or {}).values(), *(given.get("extra_headers") or {}).values()]
+        for secret in sorted({str(one) for one in secrets if one and len(str(one)) > 3}, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
 
     def _params(self, request: Request) -> dict[str, Any]:
         params = dict(request.params)

@@ -1,6 +1,7 @@
 """A client for OpenAI's chat completions and whatever speaks the same: vLLM, Ollama, llama.cpp, gateways."""
 
 import asyncio
+import base64
 import os
 import random
 import threading
@@ -9,7 +10,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ..signatures.errors import ModelError
 from .lm import Capabilities, LMError, Reply, Request, Retry, with_retries
@@ -81,7 +82,10 @@ class OpenAICompatible:
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         self._headers.update(headers or {})
-        secret = [key or "", urlsplit(base).password or "", *(headers or {}).values()]
+        user, password = (unquote(part or "") for part in (urlsplit(base).username, urlsplit(base).password))
+        secret = [key or "", urlsplit(base).password or "", password, *(headers or {}).values()]
+        if password:
+            secret.append(base64.b64encode(f"{user}:{password}".encode()).decode())
         self._secrets = tuple(sorted((text for text in secret if len(text) > 3), key=len, reverse=True))
         self._url = base.rstrip("/") + "/chat/completions"
         self._transport: Transport | None = None
