@@ -32,7 +32,7 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def ours(outcomes: int) -> dict[str, float]:
+def ours(outcomes: int) -> dict[str, Any]:
     """Search until so many outcomes are known; return how the memory grew, and what deciding took at the end."""
     import dspy
     from vitrify.compiler import compile as compiler
@@ -57,7 +57,7 @@ def ours(outcomes: int) -> dict[str, float]:
         def complete(self, request: Request) -> Reply:
             text = str(request.messages[0]["content"])
             way = int(text.partition("Way ")[2].partition(":")[0] or 0)  # the later the better, so there is much to find
-            answer = "yes" if int(request.key[:8], 16) % 100 < 40 + way else "no"
+            answer = "yes" if int(request.key[:8], 16) % 100 < 30 + way else "no"
             return Reply(f"[[ ## answer ## ]]\n{answer}\n\n[[ ## completed ## ]]", Usage(200, 10), "instant")
 
         async def acomplete(self, request: Request) -> Reply:
@@ -85,7 +85,7 @@ def ours(outcomes: int) -> dict[str, float]:
     values = {
         f"{path}.instruction": tuple(
             InstructionLevel(text, Provenance("bench"))
-            for text in (baseline[path].instruction, *(f"Way {i}: answer the question." for i in range(19)))
+            for text in (baseline[path].instruction, *(f"Way {i}: answer the question." for i in range(49)))
         )
         for path in ("first", "second")
     }
@@ -135,6 +135,7 @@ def ours(outcomes: int) -> dict[str, float]:
     return {
         "outcomes": sum(told),
         "spent": found.spent,
+        "reason": found.reason,
         "growth": end[0] - marks[1000][0],
         "resident": end[0],
         "decide_ms": 1000 * (end[1] - late[1]) / max(1, end[2] - late[2]),

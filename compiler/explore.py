@@ -25,7 +25,13 @@ FRESH = 16
 
 
 class Explorer(Protocol):
-    """What proposes points while the search explores."""
+    """What proposes points while the search explores.
+
+    Attributes:
+        designs: Whether it begins with a design that no answer changes, so that all of it may be asked for at once.
+    """
+
+    designs: bool
 
     def propose(self, surrogate: Surrogate | None, room: int) -> Point | None:
         """Return a point whose next block to ask for; None where every point is known as far as may be.
@@ -64,6 +70,8 @@ class Listing:
 
 class Additive:
     """The explorer of the additive surrogate."""
+
+    designs = True
 
     def __init__(self, scores: Scores, rng: np.random.Generator) -> None:
         self.scores, self.rng = scores, rng

@@ -7,7 +7,6 @@ run it, one in the caller's thread and one on the caller's loop.
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -282,7 +281,7 @@ class MeteredLM:
             while not self._meter.admit(asked):
                 yield 0.02
             self._ledger.add_attempt(key, asked.role, self.name, certifying=asked.certifying)
-            began = time.monotonic()
+            began = self._outage.now()
             try:
                 reply: Reply = yield None
             except LMError as error:
@@ -296,7 +295,7 @@ class MeteredLM:
                 self._meter.settle(asked, None)
                 raise
             else:
-                self._answered(request, key, asked, reply, time.monotonic() - began)
+                self._answered(request, key, asked, reply, began)
                 return reply if attempt == 1 else replace(reply, attempts=reply.attempts + attempt - 1)
 
     def _asked(self, request: Request, scope: Scope | None) -> Asked:
@@ -309,11 +308,12 @@ class MeteredLM:
             return Asked(price=self._manners.price, need=need)
         return Asked(scope.role, scope.certifying, self._manners.price, need)
 
-    def _answered(self, request: Request, key: str, asked: Asked, reply: Reply, seconds: float) -> None:
+    def _answered(self, request: Request, key: str, asked: Asked, reply: Reply, began: float) -> None:
         """Write the reply down and count it; nobody has seen it before."""
+        seconds = self._outage.now() - began
         self._meter.settle(asked, reply.usage, reply.attempts)
         self._ledger.add_reply(key, asked.role, self.name, reply, seconds)
-        self._outage.answered()
+        self._outage.answered(began)
         if self._manners.pace is not None:
             self._manners.pace.succeeded(seconds)
         if self._hedge is not None:

@@ -43,6 +43,10 @@ class Outage:
         self._why: LMError | None = None
         self._shut: LMError | None = None
 
+    def now(self) -> float:
+        """Return the clock's seconds."""
+        return self._clock()
+
     def turn(self) -> float:
         """Return 0 where the caller may ask now, else the seconds after which to come again.
 
@@ -67,13 +71,16 @@ class Outage:
             self._next = now + self._pause
             return 0.0
 
-    def answered(self) -> None:
-        """Note an answer: the server is there."""
+    def answered(self, asked: float) -> None:
+        """Note an answer to a call that was made at `asked`: the server is there.
+
+        One that was under way when the pause began says nothing of the server now.
+        """
         if self._answered and self._since is None:
             return
         with self._lock:
             self._answered = True
-            if self._since is not None:
+            if self._since is not None and asked >= self._since:
                 gone = self._clock() - self._since
                 self._since = None
                 self._notice(f"The server answers again after {gone:.0f} s.")

@@ -94,6 +94,10 @@ class Plan:
             return self._race((spent / self.budget - EXPLORE) / (RACE - EXPLORE), flying)
         return self._duel(flying)
 
+    def designing(self) -> bool:
+        """Say whether the next block is one of the balanced design: then no answer could change it."""
+        return self.explorer.designs and self.scores.spent + self.scores.size <= DESIGN * self.budget
+
     def _refit(self) -> bool:
         """Fit the surrogate again when enough was told since the last time; say whether it was."""
         if self.blocks_told - self.fitted < max(4, self.blocks_told // 16):

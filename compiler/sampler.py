@@ -34,6 +34,8 @@ def check_sampler(name: SamplerName) -> None:
 class OptunaExplorer:
     """Asks an Optuna study for points; each is scored on a few blocks before the next."""
 
+    designs = False
+
     def __init__(self, name: SamplerName, scores: Scores, seed: int) -> None:
         self.name, self.scores = name, scores
         self.number = integer(seed, "search.sampler") % 2**32

@@ -17,7 +17,7 @@ from .verdict import verdict
 SHORT = 2_500
 """Metric calls below which blocks are small."""
 
-WINDOW = 1 / 8
+WINDOW = 1 / 6
 """The most of the budget that is in flight: whoever asks for more at once learns too late from the answers."""
 
 
@@ -56,7 +56,7 @@ class Stream:
         if self.oracle.examples == 0 or self.budget < 2:
             self.reason = "there is nothing to choose from"
         while not self.reason:
-            if self.flying and self.ahead + self.scores.size > self.window:
+            if self.flying and self.ahead + self.scores.size > self.window and not self.plan.designing():
                 self._tell()
                 continue
             while self.renewals and self.blocks_asked >= self.renewals[0]:

@@ -24,6 +24,7 @@ from vitrify.programs.lm import LM, Capabilities, LMError, Reply, Request, Retry
 from vitrify.programs.openai import OpenAICompatible
 from vitrify.programs.openai_wire import decode, encode, is_reasoning_model, known_capabilities, retry_after, wire_name
 from vitrify.programs.pool import proxy_for
+from vitrify.signatures.canonical import NotCanonical, digest
 from vitrify.signatures.errors import ModelError, WorkError
 
 from tests.server import Fault, Faults, ScriptedServer, at_random, nth
@@ -406,6 +407,31 @@ def test_random_faults_are_survived_and_counted() -> None:
             replies = list(pool.map(lambda number: lm.complete(ask(f"q{number}")), range(200)))
         assert [reply.text for reply in replies] == [f"q{number}" for number in range(200)]
         assert sum(reply.attempts for reply in replies) == len(server.requests) > 230
+
+
+# The identity of a request
+
+texts = st.text(st.characters(), max_size=20) | st.sampled_from(["é", '"\\\n\x1f\x7f', "\u2028\ufeff", "\U0001f600"])
+contents = texts | st.none() | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": texts}), max_size=2)
+messages = st.fixed_dictionaries({"role": texts, "content": contents}, optional={"name": texts, "x": st.integers(0, 9)})
+options = st.dictionaries(texts, texts | st.floats(allow_nan=False) | st.booleans() | st.integers(0, 9), max_size=3)
+
+
+@given(st.lists(messages, max_size=4), options, st.none() | st.integers(0, 2**40), texts)
+def test_a_key_is_the_digest_of_the_canonical_json(
+    said: list[Any], params: dict[str, Any], replicate: int | None, model: str
+) -> None:
+    """However it is computed: what JSON's own encoder writes for texts, and canonical JSON for anything else."""
+    identity = {"model": model, "messages": said, "params": params, "replicate": replicate}
+    try:
+        expected: object = digest(identity)
+    except NotCanonical as error:
+        expected = type(error)
+    try:
+        found: object = Request(model, tuple(said), params, replicate).key
+    except NotCanonical as error:
+        found = type(error)
+    assert expected == found
 
 
 # The key

@@ -212,7 +212,7 @@ def test_nobody_waits_longer_than_patience() -> None:
     now = 0.0
     notes: list[str] = []
     outage = Outage(30.0, notes.append, clock=lambda: now)
-    outage.answered()
+    outage.answered(outage.now())
     assert outage.silent(LMError("busy", cause="rate_limited", retry_after=3600.0))
     assert 0 < outage.turn() <= 0.25 and len(notes) == 1
     now = 31.0
