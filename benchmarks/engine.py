@@ -361,7 +361,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("cpu", "share", "busy", "growth", "load"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--calls", type=int, default=4000)
     arguments = parser.parse_args()
     if arguments.only in (None, "cpu"):
         cpu(arguments.repeats, arguments.calls)

@@ -279,7 +279,11 @@ def test_what_ends_the_compile_is_no_answer(memory: Memory) -> None:
     assert [None] == list(memory.lines.values())
 
 
-@pytest.mark.parametrize("value", [(1, 2), {1}, float("nan"), b"x", {1: 2}, object(), "\udc80", [[object()]]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [(1, 2), {1}, float("nan"), b"x", {1: 2}, object(), "\udc80", [[object()]]],
+    ids=["tuple", "set", "nan", "bytes", "number-key", "object", "surrogate", "nested"],
+)
 @pytest.mark.parametrize("marked", [search, book])
 def test_arguments_are_json(record: Record, marked: Callable[..., Any], value: Any) -> None:
     with recording(record, "one") as evaluation:
