@@ -56,7 +56,7 @@ def ours(outcomes: int) -> dict[str, Any]:
 
         def complete(self, request: Request) -> Reply:
             text = str(request.messages[0]["content"])
-            way = int(text.partition("Way ")[2].partition(":")[0] or 0)  # the later the better, so there is much to find
+            way = int(text.partition("Way ")[2].partition(":")[0] or 0)
             answer = "yes" if int(request.key[:8], 16) % 100 < 30 + way else "no"
             return Reply(f"[[ ## answer ## ]]\n{answer}\n\n[[ ## completed ## ]]", Usage(200, 10), "instant")
 

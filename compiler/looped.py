@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from dspy.adapters.utils import apply_output_field_defaults
 
 from ..programs.bridge import EngineLM
 from ..programs.flow import Flow, calls_of
@@ -103,7 +102,8 @@ class Looped:
             try:
                 if not text:
                     raise ParseError(None, "a text", "", "there is none")
-                return dict(apply_output_field_defaults(predictor.signature, plans.parser.parse(text, plan.format)))
+                fields: dict[str, Any] = plans.parser.parse(text, plan.format)
+                return fields
             except ParseError as error:
                 problem = error
         raise problem

@@ -225,6 +225,7 @@ def _told(candidates: Sequence[Candidate], test: Sequence[Example], run: Run) ->
         for candidate, outcome, kept in zip(candidates, outcomes, told, strict=True):
             run.record("certify", candidate, row, outcome, errand)
             kept.append(outcome)
+        run.show()
     return [tuple(outcomes) for outcomes in told]
 
 

@@ -6,7 +6,7 @@ import re
 import select
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,20 +24,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return workplace(tmp_path)
 
 
-@dataclass(frozen=True)
-class Paced(Snapshot):
-    """A snapshot that says how many calls are under way."""
-
-    concurrency: int | None = None
-
-
 def test_progress_line() -> None:
     snapshot = Snapshot("search", done=30, planned=1200, trials=4, best=0.715, calls=61, replayed=3, tokens=12_345)
     snapshot = replace(snapshot, seconds=6)
-    shown = "[4/6] search    30/1200 evaluations, 4 trials, best 71.5 %, 61 calls (+3 known already), 12k tokens"
+    shown = "[3/5] search    30/1200 evaluations, 4 trials, best 71.5 %, 61 calls (+3 known already), 12k tokens"
     assert _described(snapshot) == f"{shown}, about 4 min left in this pass"
     assert _described(snapshot, over=True) == shown
-    assert _described(Paced("search", concurrency=24)).endswith(", 0 tokens, 24 at a time")
+    assert _described(Snapshot("search", concurrency=24)).endswith(", 0 tokens, 24 at a time")
     assert "best 12.5" in _described(Snapshot("search", best=12.5)) and "%" not in _described(
         Snapshot("search", best=12.5)
     )
@@ -94,6 +87,6 @@ def test_a_terminal_gets_one_live_line(here: Path) -> None:
     os.close(master)
     assert child.wait(30) == 0
     text = shown.decode()
-    assert "\x1b[2K" in text and "[4/6] search" in text and "trials, best" in text
+    assert "\x1b[2K" in text and "[3/5] search" in text and "trials, best" in text
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).rstrip().splitlines()[-1]
     assert last.startswith("wrote out.json")

@@ -10,9 +10,9 @@ import pytest
 
 import vitrify
 
+from .commands import Answers
 from .desks import ROOT, TICKETS, Desk, Route, small
 from .server import ScriptedServer
-from .test_loopback import Answers
 
 ROWS = [json.loads(line) for line in (ROOT / "examples/helpdesk/tickets.jsonl").read_text().splitlines()][:60]
 

@@ -122,8 +122,7 @@ def _facts(snapshot: "Snapshot") -> list[str]:
         facts.append(f"best {percent(snapshot.best)}")
     replayed = f" (+{snapshot.replayed} known already)" if snapshot.replayed else ""
     facts += [f"{snapshot.calls} calls{replayed}", f"{_short(snapshot.tokens)} tokens"]
-    concurrency = getattr(snapshot, "concurrency", None)
-    return [*facts, *([f"{concurrency} at a time"] if concurrency else [])]
+    return [*facts, *([f"{snapshot.concurrency} at a time"] if snapshot.concurrency else [])]
 
 
 def percent(score: float) -> str:
