@@ -15,9 +15,9 @@ class SearchOptions:
 
     Attributes:
         sampler: What explores: `additive` is ours; `tpe`, `random` and `gp` are Optuna's.
-        window: Metric calls asked for before the first is told, at most a sixth of the budget. Fixed, so that
-            decisions don't depend on the concurrency, and some five times what is in flight, since blocks are told
-            in the order asked.
+        window: Metric calls asked for before the first is told, at most a sixth of the budget; a balanced design,
+            which no answer changes, is asked for at once. Fixed, so that decisions don't depend on the concurrency,
+            and some five times what is in flight, since blocks are told in the order asked.
         block: Examples of a block; None: 5 under a budget of 2,500 metric calls, else 10.
         finalists: How many points race at first.
         guard: The winner ships where the probability that it beats the baseline is at least this.

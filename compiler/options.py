@@ -28,6 +28,7 @@ class Options:
         sampler: What explores: `additive`, our own, or Optuna's `tpe`, `random`, `gp`.
         concurrency: Evaluations at a time; by default it adapts to what the server can take.
         patience: Seconds that the run waits for a server that answered before and has stopped to.
+        timeout: Seconds that one attempt of our own client may take, from connecting to the last byte.
         hedge: Send the slowest calls once more and take the first answer; both count.
         cache: Keep replies for other runs too, beside the runs.
         test: Your own sealed test set, in any form that `data` takes.
@@ -58,6 +59,7 @@ class Options:
     sampler: SamplerName = "additive"
     concurrency: int | None = None
     patience: float = 900.0
+    timeout: float = 180.0
     hedge: bool = False
     cache: bool = True
     test: Any = None
@@ -80,7 +82,7 @@ class Options:
 
     def __post_init__(self) -> None:
         kinds: dict[str, Any] = {
-            "concurrency": int | None, "patience": float, "instructions": int, "demo_sets": int,
+            "concurrency": int | None, "patience": float, "timeout": float, "instructions": int, "demo_sets": int,
             "max_demos": int, "guard": float,
             "failure_score": float, "accept": float | None, "temperature": float | None, "max_tokens": int | None,
             "calls_per_example": int | None, "group": str | None, "price": tuple | None,
@@ -98,6 +100,7 @@ class Options:
             "sampler": (self.sampler in ("additive", "tpe", "random", "gp"), "is additive, tpe, random or gp"),
             "concurrency": (self.concurrency is None or 1 <= self.concurrency <= 1024, "is between 1 and 1024"),
             "patience": (self.patience >= 0, "is at least 0 seconds"),
+            "timeout": (self.timeout > 0, "is above 0 seconds"),
             "hedge": (isinstance(self.hedge, bool), "is True or False"),
             "cache": (isinstance(self.cache, bool), "is True or False"),
             "instructions": (0 <= self.instructions <= 64, "is between 0 and 64"),

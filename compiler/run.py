@@ -43,7 +43,7 @@ class Run:
         flying: Evaluations of the search that are in flight.
         again: Second requests of the evaluations that were told last.
         cut: What ended the search that another run of the same request may not meet: seconds, attempts that failed.
-        alarm: What a pass in the background died of.
+        alarm: What an evaluation or a pass in the background died of.
     """
 
     job: Job
@@ -107,16 +107,22 @@ class Run:
                 self.progress.note(text)
 
     def wait(self, future: "Future[T]") -> T:
-        """Return what a future brings; meanwhile show what happens, and stop where a pass in the background died."""
+        """Return what a future brings; meanwhile show what happens, and stop at the first failure, whoever's it is."""
         while True:
+            if self.alarm is not None:
+                raise self.alarm from None
             try:
                 return future.result(timeout=LOOK)
             except NotYet:
                 if future.done():
                     return future.result()
-                if self.alarm is not None:
-                    raise self.alarm from None
                 self.show()
+
+    def _heed(self, future: "Future[Outcome]") -> None:
+        """Take note of an evaluation that failed: nobody goes on paying until its turn to be told has come."""
+        error = None if future.cancelled() else future.exception()
+        if error is not None and not isinstance(error, BudgetExhausted | CancelledError):
+            self.alarm = self.alarm or error
 
     def evaluate(self, candidate: Candidate, examples: Sequence[Example], errand: Errand) -> list[Outcome]:
         """Evaluate a candidate on examples; each outcome is charged and written down in the order asked."""
@@ -128,7 +134,10 @@ class Run:
         """Ask for evaluations; may be called from any thread."""
         target = target or self.job.target
         bound = self.evaluator.bound(target, candidate)
-        return [self.evaluator.submit(target, bound, example, errand) for example in examples]
+        futures = [self.evaluator.submit(target, bound, example, errand) for example in examples]
+        for future in futures:
+            future.add_done_callback(self._heed)
+        return futures
 
     def ready(self, candidate: Candidate) -> Ready:
         """Return the program bound to a candidate."""
@@ -136,7 +145,9 @@ class Run:
 
     def ask(self, ready: Ready, example: Example, errand: Errand) -> "Future[Outcome]":
         """Ask for one evaluation."""
-        return self.evaluator.submit(self.job.target, ready, example, errand)
+        future = self.evaluator.submit(self.job.target, ready, example, errand)
+        future.add_done_callback(self._heed)
+        return future
 
     def gather(
         self, candidate: Candidate, examples: Sequence[Example], futures: "Sequence[Future[Outcome]]", errand: Errand

@@ -30,6 +30,7 @@ def resolve_lm(
     api_key: str | None = None,
     decoding: Mapping[str, JsonValue] | None = None,
     retry: Retry | None = None,
+    timeout: float = 180.0,
 ) -> Model:
     """Return the language model that `lm` names.
 
@@ -40,6 +41,7 @@ def resolve_lm(
         api_key: The key; by default the provider's environment variable.
         decoding: Sampling parameters for every request.
         retry: How our client repeats failed attempts; a caller that repeats them itself asks for one.
+        timeout: Seconds that one attempt of our client may take.
 
     Raises:
         ModelError: If nobody knows the name.
@@ -59,7 +61,7 @@ def resolve_lm(
     if api_base is not None or (provider == "openai" and model):
         from .openai import OpenAICompatible
 
-        client = OpenAICompatible(name, api_base=api_base, api_key=api_key, retry=retry or Retry())
+        client = OpenAICompatible(name, api_base=api_base, api_key=api_key, retry=retry or Retry(), timeout=timeout)
         return Model(client, chosen)
     if not model:
         known = ["embedded", "openai/gpt-4o-mini", *([f"openai/{provider}"] if provider != "openai" else [])]

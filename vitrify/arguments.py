@@ -144,13 +144,16 @@ Concurrency = Annotated[
 ]
 FixedConcurrency = Annotated[int, _call("--concurrency", "N", "Calls at a time.", min=1, max=1024)]
 _PATIENCE = _call("--patience", "SECONDS", "How long to wait for a server that has stopped to answer.", min=0)
+_TIMEOUT = _call("--timeout", "SECONDS", "How long one attempt may take, from connecting to the last byte.", min=0.001)
 _HEDGE = _call("--hedge/--no-hedge", None, "Send the slowest calls once more; both count.")
 _CACHE = _call("--cache/--no-cache", None, "Keep replies for other runs too.")
 Patience = Annotated[float, _PATIENCE]
+Timeout = Annotated[float, _TIMEOUT]
 Hedge = Annotated[bool, _HEDGE]
 Cache = Annotated[bool, _CACHE]
 NewConcurrency = Annotated[int | None, _call("--concurrency", "N", "Calls at a time.", min=1, max=1024)]
 NewPatience = Annotated[float | None, _PATIENCE]
+NewTimeout = Annotated[float | None, _TIMEOUT]
 NewHedge = Annotated[bool | None, _HEDGE]
 NewCache = Annotated[bool | None, _CACHE]
 

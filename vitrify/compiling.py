@@ -2,10 +2,9 @@
 
 import contextlib
 import shlex
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .boundary import explain
@@ -15,7 +14,7 @@ from .request import Changes, CompileRequest, Recorded, base_url, public, read_r
 from .signatures.errors import ArtifactError, RequestError, VitrifyError
 
 if TYPE_CHECKING:
-    from .compiler.progress import Progress, Snapshot
+    from .compiler.progress import Progress
 
 
 def compile_request(
@@ -35,39 +34,38 @@ def compile_request(
     """
     check_output(request.output, "-o")
     from .compiler.compile import compile as run_compile
-    from .compiler.compile import default_run_dir, prepare
     from .front import resolve_strategy
 
-    budget, options = request.budget(), request.options()
-    program, strategy = load_program(request.program), resolve_strategy(options.strategy)
-    data: Any = request.data
-    folder = run_dir
-    if folder is None:
-        job = prepare(program, data, request.metric, request.lm, strategy, budget, request.seed, options)
-        folder = default_run_dir(job)
-        # What was read and typed isn't read again.
-        data, options = job.dataset, replace(options, select=job.select, test=job.test)
-    begins = _Begins(progress, lambda: Recorded.of(request).write(folder))
+    options = request.options()
+    folder: Path | None = None
+
+    def begun(found: Path) -> None:
+        nonlocal folder
+        Recorded.of(request).write(found)
+        folder = found
+
     try:
         artifact = run_compile(
-            program,
-            data,
+            load_program(request.program),
+            request.data,
             request.metric,
             lm=request.lm,
-            strategy=strategy,
-            budget=budget,
+            strategy=resolve_strategy(options.strategy),
+            budget=request.budget(),
             seed=request.seed,
-            run_dir=folder,
-            options=replace(options, progress=begins),
+            run_dir=run_dir,
+            options=replace(options, progress=progress),
+            begun=begun,
         )
     except KeyboardInterrupt as stop:
-        if begins.begun and not hasattr(stop, "run_dir"):
+        if folder is not None and not hasattr(stop, "run_dir"):
             stop.run_dir = folder  # type: ignore[attr-defined]  # read by vitrify.stopped
         raise
     except VitrifyError as error:
-        if begins.begun and explain(error)[1] == 1:
+        if folder is not None and explain(error)[1] == 1:
             error.add_note(f"What was paid is kept: `{resume_command(shown or folder)}` goes on.")
         raise
+    assert folder is not None
     try:
         artifact.save(request.output)
     except ArtifactError as error:
@@ -140,26 +138,3 @@ def _check(run: Path, recorded: Recorded, changes: Changes) -> None:
             f"OPENAI_BASE_URL is {now or 'not set'} and was {recorded.base_url or 'not set'} when {run} was begun: "
             "what was paid is known by its address; set it as it was."
         )
-
-
-class _Begins:
-    """Passes on what a compile tells, and calls `begin` at its first word.
-
-    That comes when the run's directory is open and locked, and before a call is paid.
-    """
-
-    def __init__(self, progress: "Progress", begin: Callable[[], None]) -> None:
-        self._progress = progress
-        self._begin = begin
-        self.begun = False
-
-    def update(self, snapshot: "Snapshot") -> None:
-        """Begin, once, and pass it on."""
-        if not self.begun:
-            self._begin()
-            self.begun = True
-        self._progress.update(snapshot)
-
-    def note(self, text: str) -> None:
-        """Pass it on."""
-        self._progress.note(text)

@@ -67,6 +67,7 @@ class CompileRequest(_Data):
     api_base: arguments.ApiBase = None
     concurrency: arguments.Concurrency = None
     patience: arguments.Patience = 900.0
+    timeout: arguments.Timeout = 180.0
     hedge: arguments.Hedge = False
     cache: arguments.Cache = True
 
@@ -92,7 +93,19 @@ class CompileRequest(_Data):
         from .compiler.options import Options
         from .loading import load_program, parse_price
 
-        same = ("prompt_lm", "start", "effort", "concurrency", "patience", "hedge", "cache", "test", "select", "group")
+        same = (
+            "prompt_lm",
+            "start",
+            "effort",
+            "concurrency",
+            "patience",
+            "timeout",
+            "hedge",
+            "cache",
+            "test",
+            "select",
+            "group",
+        )
         more = (
             "accept",
             "failure_score",
@@ -147,6 +160,7 @@ class Changes(_Data):
     api_base: arguments.SameApiBase = None
     concurrency: arguments.NewConcurrency = None
     patience: arguments.NewPatience = None
+    timeout: arguments.NewTimeout = None
     hedge: arguments.NewHedge = None
     cache: arguments.NewCache = None
 
