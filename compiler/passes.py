@@ -83,6 +83,10 @@ class _Pending(Future[Block]):
             causes=tuple(outcome.cause for outcome in outcomes),
         )
 
+    def done(self) -> bool:
+        """Say whether `result` would return at once."""
+        return all(future.done() for future in self._flying)
+
     def cancel(self) -> bool:
         """Give up what hasn't begun."""
         for future in self._flying:

@@ -1,5 +1,6 @@
 """Stream: the blocks of one search, asked a window ahead and told in the order asked."""
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -129,6 +130,11 @@ class Stream:
 
     def interrupted(self) -> SearchResult:
         """Return what is known after Ctrl-C, which may have come at any moment."""
+        while self.flying and self.flying[0][2].done() and not self.reason:
+            with contextlib.suppress(BaseException):  # whatever it was, the interrupt counts
+                self._tell()
+                continue
+            break
         self.reason = "interrupted"
         self.drop()
         self.scores.recount()
