@@ -1,7 +1,8 @@
 """Budget: what a compile may spend, in calls, tokens, dollars and seconds; and what spending is counted in."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..programs.lm import Usage
 from ..signatures.errors import RequestError, WorkError
@@ -94,6 +95,17 @@ class Spending:
 
     def __add__(self, other: "Spending") -> "Spending":
         return Spending(self.calls + other.calls, self.usage + other.usage, self.dollars + other.dollars)
+
+
+LONGEST_REPLY = 2048
+"""Tokens of a reply at most, where a budget is in tokens or dollars and the user gave no `max_tokens`."""
+
+
+def bounded(decoding: Mapping[str, Any], *, reasoning: bool) -> Mapping[str, Any]:
+    """Return sampling parameters with a longest reply, so that what a call takes has a bound."""
+    if decoding.get("max_tokens") is not None:
+        return decoding
+    return {**decoding, "max_tokens": 8 * LONGEST_REPLY if reasoning else LONGEST_REPLY}
 
 
 class BudgetExhausted(WorkError):

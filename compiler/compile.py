@@ -17,7 +17,7 @@ from ..programs.openai_wire import is_reasoning_model
 from ..programs.program import ProgramSpec, lower_program
 from ..signatures.canonical import digest
 from ..signatures.errors import ArtifactError, DataError, ProgramError, RequestError, nearest
-from .budget import Budget, Spending
+from .budget import Budget, Spending, bounded
 from .data import Dataset, describe_source, load_rows, to_dataset
 from .division import split_pass
 from .emit import emit
@@ -194,16 +194,8 @@ def _target(program: Any, spec: ProgramSpec, adapter: Any) -> Target:
     return Target(program, spec, adapter, flow if isinstance(flow, Flow) else None)
 
 
-LONGEST_REPLY = 2048
-"""Tokens of a reply at most, where a budget is in tokens or dollars and the user gave no `max_tokens`."""
-
-
 def _bounded(model: Model) -> Model:
-    """Return a model whose replies have a longest length, so that a call's price has a bound."""
-    if model.decoding.get("max_tokens") is not None:
-        return model
-    longest = 8 * LONGEST_REPLY if is_reasoning_model(model.lm.name) else LONGEST_REPLY
-    return replace(model, decoding={**model.decoding, "max_tokens": longest})
+    return replace(model, decoding=bounded(model.decoding, reasoning=is_reasoning_model(model.lm.name)))
 
 
 def _dataset(data: Any, program: Any, spec: ProgramSpec) -> Dataset:

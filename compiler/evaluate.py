@@ -18,18 +18,19 @@ from ..programs.flow import Flow
 from ..programs.lm import LM, LMError, Retry
 from ..programs.models import Model
 from ..programs.openai import OpenAICompatible
+from ..programs.openai_wire import is_reasoning_model
 from ..programs.planned import Bound
 from ..programs.program import ProgramSpec, walk
 from ..programs.recorder import SETTING, Record, evaluation_in_force, recording
 from ..signatures.canonical import canonical_json
 from ..signatures.errors import MetricError
-from .budget import BudgetExhausted, Price
+from .budget import BudgetExhausted, Price, bounded
 from .data import Example
 from .ledger import Ledger
 from .looped import Looped, Unexplained
 from .meter import Meter
 from .metered import Flights, Manners, MeteredLM, Scope
-from .metric import MetricSpec, call_metric
+from .metric import MetricBug, MetricSpec, call_metric
 from .outcome import Cost, Malformed, Outcome, ProgramBug, Refused, Scored, TraceStep
 from .pace import Pace
 from .stock import StockMetric
@@ -112,6 +113,10 @@ class _Asked:
         return canonical_json([self.target.spec.name, self.bound.candidate, self.example.id, replicate])
 
 
+PARSES = 3
+"""How often an evaluation is run again after a SystemError: CPython 3.11's parser raises one now and then where threads
+parse Python at once, as DSPy's own parser of replies does (gh-106905). Replies and effects are on record by then."""
+
 PLAIN = Errand()
 """An evaluation that the caller waits for, on the task model."""
 
@@ -174,14 +179,15 @@ class Evaluator:
             known = self._lms.get(id(owner))
             if known is None:
                 lm, decoding = make()
+                if self.manners.weighed:
+                    decoding = bounded(decoding, reasoning=is_reasoning_model(lm.name))
                 shared = self.manners.cache if isinstance(lm, OpenAICompatible | DspyLM) else None
                 manners = replace(
                     self.manners,
                     retry=_retry(lm),
                     price=self.price(lm.name),
-                    pace=self.pace
-                    if lm is self.model.lm
-                    else None,  # another model's seconds say nothing of its server
+                    # Another model's seconds say nothing of the task model's server.
+                    pace=self.pace if lm is self.model.lm else None,
                     cache=shared,
                 )
                 metered = MeteredLM(lm, self.ledger, self.meter, scope_in_force, manners, self._flights)
@@ -229,6 +235,13 @@ class Evaluator:
 
     def _evaluate(self, asked: "_Asked") -> Outcome:
         """Run the program and the metric in this thread."""
+        for _ in range(PARSES):
+            try:
+                with recording(self._record, asked.identity):
+                    return self._evaluated(asked)
+            except (ProgramBug, MetricBug) as error:
+                if not isinstance(error.__cause__, SystemError):
+                    raise
         with recording(self._record, asked.identity):
             return self._evaluated(asked)
 

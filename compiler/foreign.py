@@ -33,7 +33,7 @@ def metering_foreign_calls() -> Iterator[None]:
         original = _ACTIVE[0] if _ACTIVE else (dspy.BaseLM.__call__, dspy.BaseLM.acall, threading.Thread.start)
         if not _ACTIVE:
             dspy.BaseLM.__call__, dspy.BaseLM.acall = _calls(*original[:2])
-            threading.Thread.start = _start(original[2])  # type: ignore[method-assign]
+            threading.Thread.start = _start(original[2])  # type: ignore[method-assign]  # put back below
         _ACTIVE.append(original)
     try:
         yield
@@ -41,7 +41,7 @@ def metering_foreign_calls() -> Iterator[None]:
         with _LOCK:
             original = _ACTIVE.pop()
             if not _ACTIVE:
-                dspy.BaseLM.__call__, dspy.BaseLM.acall, threading.Thread.start = original  # type: ignore[method-assign]
+                dspy.BaseLM.__call__, dspy.BaseLM.acall, threading.Thread.start = original  # type: ignore[method-assign]  # as it was
 
 
 def _calls(call: Any, acall: Any) -> tuple[Any, Any]:
@@ -70,7 +70,7 @@ def _start(start: Any) -> Any:
     def started(self: threading.Thread) -> None:
         if dspy.settings.get("vitrify_scope") is not None and not self.name.startswith("vitrify"):
             context, run = contextvars.copy_context(), self.run
-            self.run = lambda: context.run(run)  # type: ignore[method-assign]
+            self.run = lambda: context.run(run)  # type: ignore[method-assign]  # of this one thread
         start(self)
 
     return started

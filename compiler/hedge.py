@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from ..programs.lm import LM, Reply, Request
 
+MOST_THREADS = 2048
+"""Two for each call that may be in flight; they are started when they are needed."""
+
 ENOUGH = 20
 """Waits that must be known before a call counts as slow."""
 
@@ -41,7 +44,7 @@ class Hedge:
         self._lm = lm
         self._waits: deque[float] = deque(maxlen=200)
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(128, thread_name_prefix="vitrify-hedge")
+        self._pool = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="vitrify-hedge")
 
     def note(self, seconds: float) -> None:
         """Note how long an answer took."""

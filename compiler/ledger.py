@@ -126,13 +126,13 @@ class Ledger:
             tally.usage += reply.usage
             self._places[_short(str(record["key"]))] = position << 32 | length
         elif kind == "failure":
-            tally, again = self._tally(record), int(record["again"])  # type: ignore[arg-type]
+            tally, again = self._tally(record), int(record["again"])  # type: ignore[arg-type]  # a TypeError is named
             tally.attempts += again
             tally.failed += again + 1
         elif kind == "hedged":
             tally = self._tally(record)
             tally.replies += 1
-            tally.usage += Usage(*record["usage"])  # type: ignore[misc]
+            tally.usage += Usage(*record["usage"])  # type: ignore[misc]  # a TypeError is named
         elif kind == "began":
             self._begun.add(_short(str(record["key"])))
         elif kind in ("shared", "effect"):
@@ -175,8 +175,8 @@ class Ledger:
 
     def add_hedged(self, key: str, role: Role, lm: str, usage: Usage) -> None:
         """Record the tokens of an answer that came second."""
-        self.append("hedged", {"key": key, "role": role, "lm": lm, "usage": [usage.prompt_tokens,
-                                                                             usage.completion_tokens]})  # fmt: skip
+        tokens: list[JsonValue] = [usage.prompt_tokens, usage.completion_tokens]
+        self.append("hedged", {"key": key, "role": role, "lm": lm, "usage": tokens})
 
     # Calls with effects in the user's program (the Recorder protocol).
 

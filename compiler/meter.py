@@ -68,6 +68,8 @@ class Meter:
 
     def __init__(self, budget: Budget, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.budget = budget
+        self._parts: dict[Role, Budget] = {"task": budget.of("task"), "prompt": budget.of("prompt")}
+        self.priced = budget.priced
         self.replayed = 0
         self.wasted = 0
         self.lost = 0
@@ -192,7 +194,7 @@ class Meter:
 
     def _limits(self, role: Role) -> Iterator[tuple[str, Budget, list[Account]]]:
         yield "budget", self.budget, list(self._accounts.values())
-        yield f"budget.{role}", self.budget.of(role), [self._accounts[role]]
+        yield f"budget.{role}", self._parts[role], [self._accounts[role]]
 
     # Logical.
 
@@ -223,7 +225,7 @@ class Meter:
             calls: Calls that must still fit, the sealed test's among them; tokens and dollars by the average so far.
             wasted: Attempts that came to nothing, where they are to count.
         """
-        for limit, so_far in ((self.budget, self.logical), (self.budget.of("task"), self._logical["task"])):
+        for limit, so_far in ((self.budget, self.logical), (self._parts["task"], self._logical["task"])):
             asked = so_far.calls + wasted
             if limit.calls is not None and asked + calls > limit.calls:
                 return f"{asked} of {limit.calls} calls are spent, and {calls} are kept for the sealed test"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..programs.lm import LM, LMError, Reply, Request, Retry, Usage
 from ..signatures.canonical import digest
+from ..signatures.errors import RequestError
 from ..signatures.prompt import Capabilities
 from .budget import BudgetExhausted, Price, Role
 from .hedge import Hedge, Second
@@ -272,6 +273,12 @@ class MeteredLM:
     def _paid(self, request: Request, key: str, scope: Scope | None) -> Steps:
         """Ask the server until it answers; the meter admits every attempt."""
         asked, attempt = self._asked(request, scope), 1
+        if self._meter.priced and self._manners.price is None:
+            raise RequestError(
+                f"`budget.dollars` needs a price, and nobody knows that of {self.name}, which program or metric "
+                "call; give it in dollars per million prompt and completion tokens with Options(price=(0.15, 0.60)) "
+                "or --price 0.15,0.60."
+            )
         while True:
             if self._closed.is_set():
                 # Nothing is written down for a call that nobody makes any more.

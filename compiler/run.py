@@ -213,10 +213,6 @@ class Run:
         self.submit(candidate, examples, errand)
 
 
-def _start(follow_up: Any, example: Example, coming: "Future[Any]", first: "Future[Outcome]") -> None:
-    follow_up(example, first, coming)
-
-
 def _pass_on(done: "Future[Outcome]", coming: "Future[Any]", chosen: Candidate) -> None:
     error = CancelledError() if done.cancelled() else done.exception()
     if error is not None:
@@ -258,7 +254,7 @@ class Side:
         errand = Errand(traced=traced, model=model)
         seconds: list[Future[tuple[Candidate, Outcome] | None]] = []
 
-        def follow_up(example: Example, first: "Future[Outcome]", coming: "Future[Any]") -> None:
+        def follow_up(example: Example, coming: "Future[Any]", first: "Future[Outcome]") -> None:
             try:
                 chosen = then(example, first.result())
                 if chosen is None:
@@ -273,7 +269,7 @@ class Side:
         for example, first in zip(examples, firsts, strict=True):
             coming: Future[tuple[Candidate, Outcome] | None] = Future()
             seconds.append(coming)
-            first.add_done_callback(functools.partial(_start, follow_up, example, coming))
+            first.add_done_callback(functools.partial(follow_up, example, coming))
         found: list[tuple[Outcome, Outcome | None]] = []
         for example, first, coming in zip(examples, firsts, seconds, strict=True):
             outcome, second = first.result(), coming.result()

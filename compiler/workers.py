@@ -56,7 +56,7 @@ class Workers:
 
     def __init__(self, limit: int | Callable[[], int], most: int | None = None) -> None:
         fixed = limit if isinstance(limit, int) else None
-        self._limit: Callable[[], int] = (lambda: fixed) if fixed is not None else limit  # type: ignore[assignment]
+        self._limit: Callable[[], int] = (lambda: fixed) if fixed is not None else limit  # type: ignore[assignment]  # no int any more
         self._most = most if most is not None else fixed
         self._heap: list[tuple[int, int, _Item]] = []
         self._order = itertools.count()
@@ -166,7 +166,7 @@ class Workers:
             result: Any = None
             failure: BaseException | None = None
             try:
-                result = Context().run(make)  # type: ignore[arg-type]
+                result = Context().run(make)  # type: ignore[arg-type]  # begun once, so there is one
             except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
                 failure = error
             item.settle(result, failure)

@@ -203,3 +203,24 @@ def test_a_graded_metric_on_a_scale_of_its_own(compiled: Callable[..., vitrify.A
     shown = [demo for record in artifact.predictors for demo in record.demos]
     by_message = {row["message"]: row["team"] for row in TICKETS}
     assert all(by_message[str(demo["message"])] == demo["team"] for demo in shown)
+
+
+def test_a_system_error_of_the_parser_is_no_bug_of_the_programs(compiled: Callable[..., vitrify.Artifact]) -> None:
+    """CPython 3.11 raises one now and then where threads parse Python at once (gh-106905)."""
+    seen: set[str] = set()
+
+    class Flaky(Desk):
+        def forward(self, message: str) -> dspy.Prediction:
+            if message not in seen:
+                seen.add(message)
+                raise SystemError("AST constructor recursion depth mismatch")
+            return super().forward(message=message)
+
+    assert compiled().evidence.baseline == compiled(Flaky()).evidence.baseline
+
+    class Broken(Desk):
+        def forward(self, message: str) -> dspy.Prediction:
+            raise SystemError("always")
+
+    with pytest.raises(WorkError, match="SystemError"):
+        compiled(Broken())
