@@ -187,14 +187,28 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, int]:
         return Path("out.json").read_bytes(), len(server.requests)
 
 
+def told(server: ScriptedServer, child: "subprocess.Popen[str]") -> None:
+    """Wait until a server that answers no more holds every call, and the run has written what it was told."""
+    until = time.monotonic() + 30
+    before, size = -1, 0
+    while (server.in_flight < 4 or before != size) and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.3)
+        before, size = size, sum(file.stat().st_size for file in Path("run").glob("*.jsonl"))
+
+
 @pytest.mark.parametrize("number", FIRST)
 def test_the_incumbent_is_kept(here: Path, undisturbed: tuple[bytes, int], number: signal.Signals) -> None:
     """In the search the best program so far is written, uncertified; the run goes on to the undisturbed bytes."""
-    with ScriptedServer(Answers(ROWS), latency=0.01) as server:
+    answered = int(0.8 * undisturbed[1])
+    silent = True
+    with ScriptedServer(
+        Answers(ROWS), faults=lambda count, body: Fault("hang") if silent and count >= answered else None
+    ) as server:
         child = started(server, "--budget-calls", 200)
-        wait_for(server, int(0.75 * undisturbed[1]), child)
+        wait_for(server, answered, child)
+        told(server, child)
         child.send_signal(number)
-        stdout, stderr = child.communicate(timeout=10)
+        stdout, stderr = child.communicate(timeout=30)
         assert (child.returncode, stdout) == (130, ""), stderr
         file, last = here / "run" / "uncertified.json", stderr.splitlines()[-1]
         assert file.exists(), stderr
@@ -202,6 +216,7 @@ def test_the_incumbent_is_kept(here: Path, undisturbed: tuple[bytes, int], numbe
         assert re.search(r" \d+\.\d % on [1-9]\d* select rows, where the program as it was has \d+\.\d %; ", last)
         assert last.endswith("what was paid is kept: `vitrify resume run` goes on.")
         assert vitrify("inspect", file).code == 0 and not (here / "out.json").exists()
+        silent = False
         found = vitrify("resume", "run")
         assert found.code == 0, found.stderr
         asked = Counter(json.dumps(body) for body in server.bodies)
