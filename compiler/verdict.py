@@ -3,6 +3,7 @@
 import math
 
 from .contract import SearchOptions, SearchResult
+from .eprocess import proven
 from .explore import fitting_columns
 from .scores import Scores
 from .space import Point
@@ -28,6 +29,10 @@ def verdict(scores: Scores, home: Point, options: SearchOptions, seed: int, reas
     leader, belief = favourite(scores, home)
     best = home if leader is None or belief.mean <= 0 else scores.points[leader]
     ships = best != home and belief.probability >= options.guard and belief.mean > options.min_gain
+    if ships and options.anytime is not None:
+        met = scores.paired(scores.rows[best], scores.rows[home])
+        # Scores beyond 0 to 1 have an unknown bound, so that nothing is proven of them.
+        ships = float(abs(met).max()) <= 1 and proven(met, len(scores.points) - 1, options.anytime)
     trials, study = record(scores, scores.rows.get(home), seed)
     return SearchResult(
         best=best,
