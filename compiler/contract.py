@@ -22,6 +22,9 @@ class SearchOptions:
         finalists: How many points race at first.
         guard: The winner ships where the probability that it beats the baseline is at least this.
         min_gain: A gain below this, in the metric's unit, isn't worth shipping.
+        price: What a metric call costs that can reuse nothing, in the unit of the oracle's costs. With it the budget is
+            counted in such calls: a block is charged in full when it is asked for, and when it is told what it cost,
+            so that more metric calls fit in where some are cheap. None: a metric call is a metric call.
         renewals: Numbers of blocks asked at which `renew` is called, ascending.
         stop: Asked before each block, with the metric calls it would take; a reason ends the search early.
         watch: Called after each block with (points scored so far, mean of the favourite).
@@ -34,6 +37,7 @@ class SearchOptions:
     finalists: int = 12
     guard: float = 0.975
     min_gain: float = 0.0
+    price: float | None = None
     renewals: tuple[int, ...] = ()
     stop: Callable[[int], str | None] = lambda evaluations: None
     watch: Callable[[int, float], None] = lambda trials, best: None
@@ -51,7 +55,7 @@ class SearchResult:
             this and the next two are of the best other point.
         interval: Its central 95 % interval.
         probability: The posterior probability that it is above zero.
-        spent: Metric calls.
+        spent: Metric calls; more than the budget only where `SearchOptions.price` is given.
         trials: The points that were scored, in the order of the search.
         study: An Optuna study with a trial for each of them.
         reason: Why the search ended.

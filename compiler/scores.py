@@ -58,6 +58,7 @@ class Scores:
         points: The points that were asked for.
         rows: The row of each.
         spent: Metric calls asked for.
+        saved: How many of those weren't paid, where the price of a whole one is known.
         outcomes: Metric calls told.
     """
 
@@ -69,12 +70,15 @@ class Scores:
         self.points: list[Point] = []
         self.rows: dict[Point, int] = {}
         self.spent = 0
+        self.saved = 0.0
         self.outcomes = 0
         self._asked = np.zeros(64, dtype=np.int64)
         self._told = np.zeros(64, dtype=np.int64)
         self._totals = np.zeros(64)
         self._levels = np.zeros((64, len(space.slots)), dtype=np.int64)
         self._values: list[array[float]] = []
+        # By row: repeats of its blocks that were asked for and told, the first block's first.
+        self._repeats: dict[int, list[int]] = {}
         self._block_totals = np.zeros(self.blocks)
         # By example: how many rows were told, the sum and the sum of squares.
         self._seen = np.zeros((3, len(self.order)))
@@ -133,17 +137,65 @@ class Scores:
         self.spent += len(examples)
         return examples
 
+    @property
+    def charged(self) -> float:
+        """What was asked for so far comes to, in metric calls at the full price."""
+        return self.spent - self.saved
+
+    def repeats(self, point: Point) -> int:
+        """Return how many blocks of a point were asked for again."""
+        return self._repeats.get(self.rows[point], [0])[0]
+
+    def next_repeat(self, point: Point) -> int:
+        """Return the metric calls of a point's next repeat."""
+        block = self.repeats(point) % self.blocks
+        return self.edges[block + 1] - self.edges[block]
+
+    def repeat(self, point: Point) -> tuple[list[int], int]:
+        """Return the examples of a point's next repeat and its number, from 1, and count them as spent.
+
+        All blocks are repeated once before the first is repeated twice.
+        """
+        counts = self._repeats.setdefault(self.rows[point], [0, 0])
+        times, block = divmod(counts[0], self.blocks)
+        counts[0] += 1
+        examples = self.order[self.edges[block] : self.edges[block + 1]]
+        self.spent += len(examples)
+        return examples, times + 1
+
+    def average(self, row: int, scores: Sequence[float]) -> None:
+        """Take in a row's oldest repeat that is in flight: an example's score becomes the mean of its repeats.
+
+        It stays one example: a repeat tells more about the model's dice and nothing about other examples.
+        """
+        counts = self._repeats[row]
+        times, block = divmod(counts[1], self.blocks)
+        values = self._checked(row, block, scores)
+        known = np.frombuffer(self._values[row], dtype=np.float64)[self.edges[block] : self.edges[block + 1]]
+        mean = (known * (times + 1) + values) / (times + 2)
+        counts[1] += 1
+        low, high = self.edges[block], self.edges[block + 1]
+        self._totals[row] += float((mean - known).sum())
+        self._block_totals[block] += float((mean - known).sum())
+        self._seen[1:, low:high] += np.stack([mean - known, mean**2 - known**2])
+        self.outcomes += len(values)
+        known[:] = mean
+
     def tell(self, row: int, scores: Sequence[float]) -> None:
         """Take in a row's oldest block that is in flight."""
         block = int(self._told[row])
+        values = self._checked(row, block, scores)
+        self._values[row].extend(values)
+        self._count(row, block, values)
+
+    def _checked(self, row: int, block: int, scores: Sequence[float]) -> Floats:
         low, high = self.edges[block], self.edges[block + 1]
         values = np.asarray(scores, dtype=np.float64)
         if len(values) != high - low:
             raise ValueError(f"`one score for each example` must hold, but got {len(values)} for {high - low}.")
         if not np.isfinite(values).all():
             raise ValueError(f"`scores are numbers`, but the oracle gave {list(scores)} at {self.points[row]}.")
-        self._values[row].extend(values)
-        self._count(row, block, values)
+        return values
 
     def _count(self, row: int, block: int, values: Floats) -> None:
         low, high = self.edges[block], self.edges[block + 1]
