@@ -40,7 +40,7 @@ class SearchOptions:
     price: float | None = None
     renewals: tuple[int, ...] = ()
     stop: Callable[[int], str | None] = lambda evaluations: None
-    watch: Callable[[int, float], None] = lambda trials, best: None
+    watch: Callable[[int, float], None] | None = None
     ending: Callable[[], None] = lambda: None
 
 

@@ -51,12 +51,13 @@ class Costs:
         self.nodes: dict[tuple[int, int], int] = {}
         self.paths = np.zeros((max(64, 2 * len(self.scores.points)), len(slots)), dtype=np.int64)
         self.known = 0
-        self.deepest = array("q", [0])
+        self.met = np.zeros((256, self.scores.blocks), dtype=bool)
+        self.count = 1
         for point in self.scores.points:
             self._walk(point)
         for row, depth in enumerate(self.scores.asked.tolist()):
-            for node in self.paths[row].tolist():
-                self.deepest[node] = max(self.deepest[node], depth)
+            for step in range(depth):
+                self.met[self.paths[row], self.scores.block(row, step)] = True
 
     def _walk(self, point: Point) -> None:
         """Enter a point into the tree of levels, slot by slot."""
@@ -64,9 +65,10 @@ class Costs:
             self.paths = np.concatenate([self.paths, np.zeros_like(self.paths)])
         node = 0
         for slot, level in enumerate(point):
-            after = self.nodes.setdefault((node, level), len(self.deepest))
-            if after == len(self.deepest):
-                self.deepest.append(0)
+            after = self.nodes.setdefault((node, level), self.count)
+            self.count += after == self.count
+            if self.count > len(self.met):
+                self.met = np.concatenate([self.met, np.zeros_like(self.met)])
             self.paths[self.known, slot] = node = after
         self.known += 1
 
@@ -74,12 +76,10 @@ class Costs:
         """Take in that a row's block was asked for, after the scores have; return how many slots it shares."""
         if row == self.known:
             self._walk(self.scores.points[row])
-        depth = int(self.scores.asked[row])
-        path = self.paths[row].tolist()
-        shared = next((place for place, node in enumerate(path) if self.deepest[node] < depth), len(path))
-        for node in path:
-            self.deepest[node] = max(self.deepest[node], depth)
-        return shared
+        block = self.scores.block(row, int(self.scores.asked[row]) - 1)
+        met = self.met[self.paths[row], block]
+        self.met[self.paths[row], block] = True
+        return int(np.logical_and.accumulate(met).sum())
 
     def told(self, row: int, shared: int, cost: float) -> None:
         """Take in what a metric call of a row's block cost on the average."""
@@ -114,19 +114,18 @@ class Costs:
         prior[: 1 + slots] = self.right[0] / self.matrix[0, 0] / (1 + slots)
         self.learnt = np.linalg.solve(self.matrix + np.diag(penalty), self.right + penalty * prior)
 
-    def expected(self, levels: Ints, depths: Ints, rows: Ints | None = None) -> Floats:
+    def expected(self, levels: Ints, blocks: Ints, rows: Ints | None = None) -> Floats:
         """Return what a metric call of points' next blocks is expected to cost, [points].
 
         Args:
             levels: Their levels, [points, slots].
-            depths: How many blocks of each were asked for.
+            blocks: Which block each would be asked next.
             rows: Their rows, or None where they were never asked for.
         """
         assert self.learnt is not None
         slots = levels.shape[1]
-        known = np.array(self.deepest)
         paths = self._paths(levels) if rows is None else self.paths[rows]
-        hits = (paths >= 0) & (known[paths] > depths[:, None])
+        hits = (paths >= 0) & self.met[paths, blocks[:, None]]
         new = ~np.logical_and.accumulate(hits, axis=1)
         each = self.learnt[1 : 1 + slots] + self.learnt[self.first[:-1] + levels]
         values: Floats = np.maximum(self.learnt[0] + (new * each).sum(axis=1), LEAST * self._most)

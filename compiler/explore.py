@@ -54,8 +54,10 @@ class Explorer(Protocol):
 def fitting_columns(space: SearchSpace) -> Columns:
     """Return the columns of a space: of listed points, levels that only one of them has get none."""
     sizes = [slot.levels for slot in space.slots]
-    return Columns.spanning(
-        sizes, None if space.feasible is None else np.array(space.feasible).reshape(space.size, len(sizes))
+    told = None if space.feasible is None else np.array(space.feasible).reshape(space.size, len(sizes))
+    columns = Columns.spanning(sizes, told)
+    return (
+        columns.described([slot.features for slot in space.slots]) if any(s.features for s in space.slots) else columns
     )
 
 
@@ -134,11 +136,11 @@ class Additive:
         scores = self.scores
         rows = np.flatnonzero(known > bar)
         points = [scores.points[row] for row in rows]
-        gains = (known[rows] - bar) / costs.expected(scores.levels[rows], scores.asked[rows], rows)
+        gains = (known[rows] - bar) / costs.expected(scores.levels[rows], scores.upcoming[rows], rows)
         better = [(point, value) for point, value in fresh if value > bar]
         if better:
             levels = np.array([point for point, _ in better])
-            prices = costs.expected(levels, np.zeros(len(better), dtype=np.int64))
+            prices = costs.expected(levels, np.full(len(better), scores.debut))
             points += [point for point, _ in better]
             gains = np.concatenate([gains, (np.array([value for _, value in better]) - bar) / prices])
         return points[int(np.argmax(gains))] if points else None
@@ -157,11 +159,11 @@ class Additive:
             ]
         top = tuple(int(np.argmax(draw.effects[of])) for of in self.columns.of)
         pool = {top: None}
-        for centre in (top, best or top):
-            for _ in range(NEIGHBOURS):
-                slot = int(self.rng.integers(len(top)))
-                level = int(self.rng.integers(self.space.slots[slot].levels))
-                pool[(*centre[:slot], level, *centre[slot + 1 :])] = None
+        slots = self.rng.integers(len(top), size=2 * NEIGHBOURS).tolist()
+        levels = self.rng.integers([self.space.slots[slot].levels for slot in slots]).tolist()
+        for place, (slot, level) in enumerate(zip(slots, levels, strict=True)):
+            centre = top if place < NEIGHBOURS else best or top
+            pool[(*centre[:slot], level, *centre[slot + 1 :])] = None
         fresh = [point for point in pool if point not in self.scores.rows]
         if not fresh:
             return []

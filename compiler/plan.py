@@ -89,8 +89,8 @@ class Plan:
         if self.scores.space.size < 2 and not waiting:
             self.reason = "there is nothing to choose from"
             return None
-        if self.scores.depth(self.home) < min(2, self.scores.blocks):
-            return self.home
+        if self.scores.depth(self.home) < min(max(2, self.scores.starts), self.scores.blocks):
+            return self.home  # on every block that anybody begins with
         if self._refit() and self.fits % 4 == 0 and not waiting and self._hopeless():
             self.reason = "nothing separates the candidates"
             return None
@@ -128,16 +128,17 @@ class Plan:
         home = self.scores.rows[self.home]
         top = np.array([self.surrogate.top(self.columns)])
         gains = []
+        scale = self.surrogate.scale
         for _ in range(32):
             draw = Draw(self.surrogate.pick(self.rng), self.scores, self.rng)
             best = float(draw.rows.max())
             if not self.listing.points:
                 best = max(best, float(draw.unknown(top)[0]))
             gains.append(best - float(draw.rows[home]))
-        scale = self.surrogate.scale
+            if sum(gain > WORTH * scale for gain in gains) > 1:  # two of 32 are more than 5 %
+                return False
         now = max(0.0, float(self.surrogate.means.max() - self.surrogate.means[home]))
-        likely = float(np.mean(np.array(gains) > WORTH * scale))
-        return likely < 0.05 and float(np.mean(gains)) - now < HOPE * scale
+        return float(np.mean(gains)) - now < HOPE * scale
 
     def _while_waiting(self) -> Point | None:
         """Return a point that isn't known well enough for now; all of a small space, then the baseline."""

@@ -11,7 +11,7 @@ from .contract import Interrupted, SearchOptions, SearchResult
 from .oracle import Block, Exhausted, Oracle, Table, as_oracle
 from .renewal import LevelBelief, RenewalView, SlotBelief
 from .sampler import SamplerName, check_sampler
-from .space import Point, SearchSpace
+from .space import Point, SearchSpace, Slot
 from .stream import Stream
 from .study import Trial
 
@@ -40,7 +40,7 @@ def search(
     seed: int,
     options: SearchOptions | None = None,
     baseline: Point | None = None,
-    renew: Callable[[RenewalView], Mapping[str, int]] | None = None,
+    renew: Callable[[RenewalView], Mapping[str, int | Slot]] | None = None,
 ) -> SearchResult:
     """Return the best point of `space` that `budget` metric calls can find.
 

@@ -15,11 +15,14 @@ from .renewal import RenewalView, view
 from .rng import generator
 from .sampler import OptunaExplorer
 from .scores import Scores
-from .space import Point, SearchSpace
+from .space import Point, SearchSpace, Slot
 from .verdict import verdict
 
 SHORT = 2_500
 """Metric calls below which blocks are small."""
+
+STARTS, TINY = 4, 300
+"""Blocks that points take turns to begin with; one under so many metric calls, since the baseline is asked for all."""
 
 WINDOW = 1 / 6
 """The most of the budget that is in flight: whoever asks for more at once learns too late from the answers."""
@@ -55,13 +58,13 @@ class Stream:
         seed: int,
         options: SearchOptions,
         home: Point,
-        renew: Callable[[RenewalView], Mapping[str, int]] | None,
+        renew: Callable[[RenewalView], Mapping[str, int | Slot]] | None,
     ) -> None:
         self.oracle, self.budget, self.seed, self.options = oracle, budget, seed, options
         self.renew, self.renewals = renew, deque(options.renewals if renew is not None else ())
         order = [int(index) for index in generator(seed, "search.order").permutation(oracle.examples)]
         block = options.block or (5 if budget < SHORT else 10)
-        self.scores = Scores(space, order, max(1, min(block, budget // 8)))
+        self.scores = Scores(space, order, max(1, min(block, budget // 8)), STARTS if budget >= TINY else 1)
         rng = generator(seed, "search.explore")
         self.costs = Costs(self.scores) if options.sampler == "additive" else None
         explorer = (
@@ -145,6 +148,8 @@ class Stream:
             self.scores.tell(flight.row, block.scores)
         self._pay(flight, block)
         self.plan.told(flight.row)
+        if self.options.watch is None:
+            return
         self.options.watch(int((self.scores.told > 0).sum()), self.scores.mean(self.plan.leader()))
 
     def _pay(self, flight: Flight, block: Block) -> None:

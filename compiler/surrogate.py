@@ -12,9 +12,11 @@ and a decision O(levels), however many outcomes are known. (Lindley and Smith, B
 1972; Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 5.2.)
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy import linalg, stats
@@ -36,10 +38,13 @@ CHUNK = 1024
 MOST_CELLS = 16
 """Cells that an average is over."""
 
-Place = tuple[int, int]
-"""A cell of the grid: the places of tau and of omega in GRID."""
+SHARES = (0.0, 0.8)
+"""Shares of the levels' variance that their features may explain, where they have any."""
 
-START: Place = (4, 3)
+Place = tuple[int, int, int]
+"""A cell of the grid: the places of tau and of omega in GRID, and of the features' share in SHARES."""
+
+START: Place = (4, 3, 0)
 """Where the first fit begins."""
 
 
@@ -70,10 +75,12 @@ class Columns:
     Attributes:
         of: For each slot the column of each level.
         width: How many columns, without the one of zeros.
+        features: The levels' features, [width, features], each slot's apart; None where there are none.
     """
 
     of: tuple[Ints, ...]
     width: int
+    features: Floats | None = None
 
     @classmethod
     def spanning(cls, sizes: Sequence[int], told: Ints | None = None) -> "Columns":
@@ -92,6 +99,42 @@ class Columns:
             of.append(places)
         return cls(tuple(of), width)
 
+    def described(self, features: Sequence[Any]) -> "Columns":
+        """Return the columns with the features of each slot's levels, [levels, any], or None where it has none.
+
+        Standardised over the slot's levels, what is unknown or the same for all being zero, and scaled so that they
+        explain a variance of one on the average. (A linear model of the features with exchangeable deviations.)
+        """
+        parts = []
+        for of, raw in zip(self.of, features, strict=True):
+            if raw is None:
+                continue
+            rows = np.array(raw, dtype=np.float64)
+            known = np.isfinite(rows)
+            rows = np.where(known, rows, 0.0)
+            rows = np.where(known, rows - rows.sum(axis=0) / np.maximum(1, known.sum(axis=0)), 0.0)
+            spread = np.sqrt((rows**2).sum(axis=0))
+            rows = rows[:, spread > 0] / spread[spread > 0]
+            if not rows.size:
+                continue
+            part = np.zeros((self.width + 1, rows.shape[1]))
+            part[of] = rows * math.sqrt(len(rows) / rows.shape[1])
+            parts.append(part[:-1])
+        return replace(self, features=np.concatenate(parts, axis=1)) if parts else self
+
+    @cached_property
+    def priors(self) -> list[tuple[Floats, float]]:
+        """For each of SHARES the inverse of the levels' covariance, in units of tau^2, and its log determinant."""
+        assert self.features is not None
+        found: list[tuple[Floats, float]] = []
+        described = (self.features != 0).any(axis=1)
+        for share in SHARES:
+            covariance = share * self.features @ self.features.T
+            covariance[np.diag_indices(self.width)] += np.where(described, 1 - share, 1.0)
+            inverse: Floats = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+            found.append((inverse, float(np.linalg.slogdet(covariance)[1])))
+        return found
+
     def at(self, levels: Ints) -> Ints:
         """Return the columns of points given by their levels, [points, slots]."""
         if not self.of:
@@ -107,9 +150,9 @@ class Design:
         self.weight = 1 / (sums.variance if variance is None else variance)
         self.counts = sums.counts
         self.at = columns.at(sums.levels)
-        self.mask = (np.arange(len(sums.sizes))[None, :] < sums.blocks[:, None]).astype(np.float64)
-        self.used = int(sums.blocks.max(initial=0))
-        self.mask = self.mask[:, : self.used]
+        mask = sums.mask
+        self.used = int(np.flatnonzero(mask.any(axis=0)).max(initial=-1)) + 1
+        self.mask = mask[:, : self.used]
         self.sizes = sums.sizes[: self.used]
 
     def onehot(self, rows: Ints) -> Floats:
@@ -172,13 +215,18 @@ class Normal:
     right: Floats
     loss: float
 
-    def cell(self, tau2: float) -> "Cell":
-        """Return the posterior under one tau."""
+    def cell(self, tau2: float, share: int = 0) -> "Cell":
+        """Return the posterior under one tau and one share of the features."""
         design = self.own.design
         width = design.columns.width
         precision = self.matrix.copy()
         prior = np.full(len(precision), 1e-6 / design.sums.scale**2)
         prior[:width] = 1 / tau2
+        extra = 0.0
+        if design.columns.features is not None:
+            among, extra = design.columns.priors[share]
+            precision[:width, :width] += among / tau2
+            prior[:width] = 0
         precision[np.diag_indices(len(precision))] += prior
         factor, failed = POTRF(precision.T, lower=1, clean=1)
         if failed:
@@ -188,6 +236,7 @@ class Normal:
             self.loss
             - float(self.right @ mean)
             + width * float(np.log(tau2))
+            + extra
             + 2 * float(np.log(np.diagonal(factor)).sum())
         )
         return Cell(self.own, mean, factor, log_weight)
@@ -217,8 +266,8 @@ class Cell:
         """Return the mean of every row given effects and difficulties."""
         design, own = self.own.design, self.own
         additive: Floats = self.effects(theta)[design.at].sum(axis=1)
-        difficulty = np.concatenate([[0.0], np.cumsum(design.sizes * theta[design.columns.width :])])
-        surplus = design.sums.totals - difficulty[design.sums.blocks] - design.counts * additive
+        difficulty = design.mask @ (design.sizes * theta[design.columns.width :])
+        surplus = design.sums.totals - difficulty - design.counts * additive
         values: Floats = additive + own.omega2 * design.weight * own.shrink * surplus
         return values
 
@@ -270,12 +319,12 @@ class Surrogate:
         cells = _Cells(design)
         best, steps = around or START, 3 if around else len(GRID) ** 2
         for _ in range(steps):
-            peak = max([best, *_beside(best)], key=cells.weigh)
+            peak = max([best, *cells.beside(best)], key=cells.weigh)
             if peak == best:
                 break
             best = peak
         if around is None:
-            _flood(best, lambda place: cells.weigh(place) > cells.weigh(best) - NEGLIGIBLE)
+            cells.flood(best)
         kept = cells.kept()
         weights = np.exp(np.array([cell.log_weight - kept[0].log_weight for cell in kept]))
         return cls(tuple(kept), weights / weights.sum(), best)
@@ -331,11 +380,11 @@ class _Cells:
     def weigh(self, place: Place) -> float:
         """Return the log weight of a cell."""
         if place not in self.weights:
-            tau, omega = place
+            tau, omega, share = place
             scale = self.design.sums.scale
             if omega not in self.normals:
                 self.normals[omega] = self.design.normal((GRID[omega] * scale) ** 2)
-            cell = self.normals[omega].cell((GRID[tau] * scale) ** 2)
+            cell = self.normals[omega].cell((GRID[tau] * scale) ** 2, share)
             self.weights[place], self.cells[place] = cell.log_weight, cell
             if len(self.cells) > MOST_CELLS:
                 del self.cells[min(self.cells, key=lambda place: (self.weights[place], place))]
@@ -347,19 +396,21 @@ class _Cells:
         top = self.weights[heaviest[0]]
         return [self.cells[place] for place in heaviest if self.weights[place] > top - NEGLIGIBLE]
 
+    def beside(self, place: Place) -> list[Place]:
+        """Return the cells beside one."""
+        tau, omega, share = place
+        steps = [(tau - 1, omega, share), (tau + 1, omega, share), (tau, omega - 1, share), (tau, omega + 1, share)]
+        found = [step for step in steps if all(0 <= coordinate < len(GRID) for coordinate in step[:2])]
+        if self.design.columns.features is not None:
+            found += [(tau, omega, other) for other in range(len(SHARES)) if other != share]
+        return found
 
-def _beside(place: Place) -> list[Place]:
-    tau, omega = place
-    steps = ((tau - 1, omega), (tau + 1, omega), (tau, omega - 1), (tau, omega + 1))
-    return [step for step in steps if all(0 <= coordinate < len(GRID) for coordinate in step)]
-
-
-def _flood(start: Place, matters: Callable[[Place], bool]) -> None:
-    """Ask of every cell that is connected to `start` by cells that matter, in a fixed order."""
-    seen, border = {start}, [start]
-    while border:
-        for place in _beside(border.pop()):
-            if place not in seen:
-                seen.add(place)
-                if matters(place):
-                    border.append(place)
+    def flood(self, start: Place) -> None:
+        """Weigh every cell that is connected to `start` by cells that matter, in a fixed order."""
+        seen, border = {start}, [start]
+        while border:
+            for place in self.beside(border.pop()):
+                if place not in seen:
+                    seen.add(place)
+                    if self.weigh(place) > self.weigh(start) - NEGLIGIBLE:
+                        border.append(place)

@@ -33,7 +33,7 @@ def verdict(scores: Scores, home: Point, options: SearchOptions, seed: int, reas
 def _best(scores: Scores, home: Point) -> tuple[Point, Belief]:
     """Return the best point, and what is believed of its difference, or of the best other point's, to the baseline."""
     base = scores.rows.get(home)
-    others = [row for row in range(len(scores.points)) if scores.told[row] and row != base]
+    others = [row for row in range(len(scores.points)) if base is not None and row != base and scores.met(row, base)]
     if base is None or not scores.told[base] or not others:
         return home, Belief(0.0, 0.0)
     columns, sums = fitting_columns(scores.space), scores.sums()

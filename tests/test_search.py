@@ -45,10 +45,14 @@ def test_nothing_is_asked_twice_and_all_comparisons_are_paired(sampler: Any) -> 
     seen: dict[Point, list[int]] = {}
     for point, examples in world.asked:
         seen.setdefault(point, []).extend(examples)
-    longest = max(seen.values(), key=len)
+    # Each point begins with one of the first four blocks and goes on with the others in order.
+    base = seen[world.space.baseline]
+    order = [tuple(base[first : first + 5]) for first in range(0, len(base), 5)]
     for known in seen.values():
-        assert longest[: len(known)] == known
-    assert len(seen[world.space.baseline]) == len(longest)
+        first, *rest = [tuple(known[first : first + 5]) for first in range(0, len(known), 5)]
+        assert first in order[:4]
+        assert rest == [block for block in order if block != first][: len(rest)]
+    assert len(base) == max(len(known) for known in seen.values())
 
 
 def test_a_small_world_is_asked_for_once_and_for_all() -> None:

@@ -56,7 +56,7 @@ def test_equal_costs_change_nothing() -> None:
 def test_costs_of_a_chain_are_learnt() -> None:
     rng = np.random.default_rng(0)
     space = SearchSpace([Slot(name, 4) for name in "abcd"])
-    scores = Scores(space, list(range(40)), 5)
+    scores = Scores(space, list(range(40)), 5, starts=3)
     costs = Costs(scores)
     seen: set[tuple[int, Point]] = set()
 
@@ -69,9 +69,9 @@ def test_costs_of_a_chain_are_learnt() -> None:
 
     for _ in range(400):
         point = tuple(int(level) for level in rng.integers(4, size=4))
-        block = scores.depth(point)
-        if block == scores.blocks:
+        if scores.depth(point) == scores.blocks:
             continue
+        block = int(scores.upcoming[scores.rows[point]]) if point in scores.rows else scores.debut
         paid = price(point, block)
         seen |= {(block, point[: 2 * place + 2]) for place in range(2)}
         scores.ask(point)
@@ -79,18 +79,18 @@ def test_costs_of_a_chain_are_learnt() -> None:
     costs.learn()
     points = [tuple(int(level) for level in rng.integers(4, size=4)) for _ in range(100)]
     fresh = [point for point in points if point not in scores.rows]
-    expected = costs.expected(np.array(fresh), np.zeros(len(fresh), dtype=np.int64))
-    np.testing.assert_allclose(expected, [max(price(point, 0), 0.2) for point in fresh], atol=0.25)
+    expected = costs.expected(np.array(fresh), np.full(len(fresh), scores.debut))
+    np.testing.assert_allclose(expected, [max(price(point, scores.debut), 0.2) for point in fresh], atol=0.25)
     rows = np.arange(len(scores.points))[scores.asked < scores.blocks]
-    expected = costs.expected(scores.levels[rows], scores.asked[rows], rows)
-    truth = [price(scores.points[row], int(scores.asked[row])) for row in rows]
+    expected = costs.expected(scores.levels[rows], scores.upcoming[rows], rows)
+    truth = [price(scores.points[row], int(scores.upcoming[row])) for row in rows]
     np.testing.assert_allclose(expected, truth, atol=0.5)
 
 
 def test_known_rows_and_unknown_points_are_priced_alike() -> None:
     """Before and after the space grows."""
     rng = np.random.default_rng(0)
-    scores = Scores(SearchSpace([Slot("a", 3), Slot("b", 3)]), list(range(40)), 5)
+    scores = Scores(SearchSpace([Slot("a", 3), Slot("b", 3)]), list(range(40)), 5, starts=2)
     costs = Costs(scores)
     for _ in range(60):
         point = tuple(int(level) for level in rng.integers(3, size=len(scores.space.slots)))
@@ -103,8 +103,8 @@ def test_known_rows_and_unknown_points_are_priced_alike() -> None:
             costs.grow()
     costs.learn()
     rows = np.arange(len(scores.points))
-    known = costs.expected(scores.levels, scores.asked, rows)
-    np.testing.assert_allclose(known, costs.expected(scores.levels, scores.asked))
+    known = costs.expected(scores.levels, scores.upcoming, rows)
+    np.testing.assert_allclose(known, costs.expected(scores.levels, scores.upcoming))
 
 
 def test_what_is_saved_is_spent_on_more() -> None:
