@@ -51,8 +51,8 @@ class SearchResult:
     Attributes:
         best: The best point by posterior mean, before the guard; it may be the baseline.
         shipped: `best`, or the baseline where the guard refuses it.
-        estimate: The posterior mean of the difference between best and baseline; where the baseline itself is best,
-            this and the next two are of the best other point.
+        estimate: The posterior mean of the difference between `favourite` and baseline in the population that the
+            examples were drawn from.
         interval: Its central 95 % interval.
         probability: The posterior probability that it is above zero.
         spent: Metric calls; more than the budget only where `SearchOptions.price` is given.
@@ -60,6 +60,8 @@ class SearchResult:
         study: An Optuna study with a trial for each of them.
         reason: Why the search ended.
         space: The space at the end, which the points refer to; empty where nothing was searched.
+        favourite: What the last three are of: `best`, or the best other point where the baseline itself is best; the
+            baseline where nothing was compared with it.
     """
 
     best: Point
@@ -72,6 +74,7 @@ class SearchResult:
     study: Any = field(repr=False, compare=False)
     reason: str
     space: SearchSpace = field(default=SearchSpace(()), repr=False)
+    favourite: Point = ()
 
 
 class Interrupted(KeyboardInterrupt):

@@ -9,10 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
+from .columns import Columns
 from .cost import Costs
 from .scores import Floats, Ints, Scores
 from .space import Point, SearchSpace
-from .surrogate import Cell, Columns, Surrogate
+from .surrogate import Cell, Surrogate
 
 MOST_POINTS = 2_048
 """Of a product whose points are all drawn one by one; listed points always are."""

@@ -3,24 +3,25 @@
     y = d[example] + sum over slots s of a_s[level] + g[point] + e,    a ~ N(0, tau^2), g ~ N(0, omega^2), e ~ N(0, s2)
 
 The examples' difficulties d (one a block is enough: whoever was told a block was told all of it) have a flat prior, so
-that only comparisons within a block count. Every level and every point is exchangeable, the baseline too: who is worse
-than most is believed to be worse. tau and omega aren't fitted but averaged over a grid that reaches nearly zero,
-weighted by the marginal likelihood; while the search goes on, over the neighbourhood of the best cell.
+that only comparisons within a block count. Every level and every point is exchangeable: who is worse than most is
+believed to be worse. The baseline is one of them while the search goes on; for the verdict its own effect has a flat
+prior, since it is what the user wrote and no draw of what strategies propose. tau and omega aren't fitted but averaged
+over a grid that reaches nearly zero, weighted by the marginal likelihood; while the search goes on, over the
+neighbourhood of the best cell.
 
 g is integrated out of the normal equations (Sherman-Morrison within a point), so that a fit costs (levels + blocks)^3
 and a decision O(levels), however many outcomes are known. (Lindley and Smith, Bayes estimates for the linear model,
 1972; Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 5.2.)
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from scipy import linalg, stats
 
+from .columns import SHARES, Columns
 from .scores import Floats, Ints, Sums
 
 POTRF, POTRS, TRTRS = linalg.get_lapack_funcs(("potrf", "potrs", "trtrs"), dtype=np.float64)
@@ -32,14 +33,14 @@ GRID = (0.0015, 0.005, 0.012, 0.025, 0.045, 0.07, 0.1, 0.14, 0.2)
 NEGLIGIBLE = 7.0
 """A cell whose log likelihood is so far below the best one's doesn't count."""
 
+FLAT = 1.0
+"""The prior standard deviation of a point that isn't exchangeable with the others, in units of the scores' scale."""
+
 CHUNK = 1024
 """Rows whose levels are spelt out at a time."""
 
 MOST_CELLS = 16
 """Cells that an average is over."""
-
-SHARES = (0.0, 0.8)
-"""Shares of the levels' variance that their features may explain, where they have any."""
 
 Place = tuple[int, int, int]
 """A cell of the grid: the places of tau and of omega in GRID, and of the features' share in SHARES."""
@@ -68,85 +69,11 @@ class Belief:
         return self.mean - width, self.mean + width
 
 
-@dataclass(frozen=True, eq=False)
-class Columns:
-    """Where the levels stand among the effects; a level that says nothing of its own shares the last column, zero.
-
-    Attributes:
-        of: For each slot the column of each level.
-        width: How many columns, without the one of zeros.
-        features: The levels' features, [width, features], each slot's apart; None where there are none.
-    """
-
-    of: tuple[Ints, ...]
-    width: int
-    features: Floats | None = None
-
-    @classmethod
-    def spanning(cls, sizes: Sequence[int], told: Ints | None = None) -> "Columns":
-        """Give a column to every level, or to those that two or more of the points `told` share."""
-        kept = [
-            np.ones(size, dtype=bool) if told is None else np.bincount(told[:, slot], minlength=size) > 1
-            for slot, size in enumerate(sizes)
-        ]
-        width = int(sum(keep.sum() for keep in kept))
-        first = 0
-        of = []
-        for keep in kept:
-            places = np.full(len(keep), width, dtype=np.int64)
-            places[keep] = first + np.arange(int(keep.sum()))
-            first += int(keep.sum())
-            of.append(places)
-        return cls(tuple(of), width)
-
-    def described(self, features: Sequence[Any]) -> "Columns":
-        """Return the columns with the features of each slot's levels, [levels, any], or None where it has none.
-
-        Standardised over the slot's levels, what is unknown or the same for all being zero, and scaled so that they
-        explain a variance of one on the average. (A linear model of the features with exchangeable deviations.)
-        """
-        parts = []
-        for of, raw in zip(self.of, features, strict=True):
-            if raw is None:
-                continue
-            rows = np.array(raw, dtype=np.float64)
-            known = np.isfinite(rows)
-            rows = np.where(known, rows, 0.0)
-            rows = np.where(known, rows - rows.sum(axis=0) / np.maximum(1, known.sum(axis=0)), 0.0)
-            spread = np.sqrt((rows**2).sum(axis=0))
-            rows = rows[:, spread > 0] / spread[spread > 0]
-            if not rows.size:
-                continue
-            part = np.zeros((self.width + 1, rows.shape[1]))
-            part[of] = rows * math.sqrt(len(rows) / rows.shape[1])
-            parts.append(part[:-1])
-        return replace(self, features=np.concatenate(parts, axis=1)) if parts else self
-
-    @cached_property
-    def priors(self) -> list[tuple[Floats, float]]:
-        """For each of SHARES the inverse of the levels' covariance, in units of tau^2, and its log determinant."""
-        assert self.features is not None
-        found: list[tuple[Floats, float]] = []
-        described = (self.features != 0).any(axis=1)
-        for share in SHARES:
-            covariance = share * self.features @ self.features.T
-            covariance[np.diag_indices(self.width)] += np.where(described, 1 - share, 1.0)
-            inverse: Floats = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-            found.append((inverse, float(np.linalg.slogdet(covariance)[1])))
-        return found
-
-    def at(self, levels: Ints) -> Ints:
-        """Return the columns of points given by their levels, [points, slots]."""
-        if not self.of:
-            return np.zeros((len(levels), 0), dtype=np.int64)
-        return np.stack([of[levels[:, slot]] for slot, of in enumerate(self.of)], axis=1)
-
-
 class Design:
-    """What all cells of one fit share."""
+    """What all cells of one fit share. The own effect of row `apart`, where there is one, has a flat prior."""
 
-    def __init__(self, sums: Sums, columns: Columns, variance: float | None = None) -> None:
-        self.sums, self.columns = sums, columns
+    def __init__(self, sums: Sums, columns: Columns, variance: float | None = None, apart: int | None = None) -> None:
+        self.sums, self.columns, self.apart = sums, columns, apart
         self.weight = 1 / (sums.variance if variance is None else variance)
         self.counts = sums.counts
         self.at = columns.at(sums.levels)
@@ -165,8 +92,11 @@ class Design:
         """Return the normal equations of effects and difficulties, each point's own effect integrated out."""
         w, n, width, totals = self.weight, self.counts, self.columns.width, self.sums.totals
         sizes, mask = w * self.sizes, self.mask
-        q = 1 / (1 + omega2 * w * n)
-        kappa = omega2 * q
+        own = np.full(len(n), omega2)
+        if self.apart is not None:
+            own[self.apart] = (FLAT * self.sums.scale) ** 2
+        q = 1 / (1 + own * w * n)
+        kappa = own * q
         matrix = np.zeros((width + self.used, width + self.used))
         right = np.zeros(len(matrix))
         for first in range(0, len(n), CHUNK):
@@ -181,7 +111,7 @@ class Design:
         matrix[width:, width:] = np.diag(sizes * mask.sum(axis=0)) - within
         right[width:] = w * self.sums.block_totals[: self.used] - w * sizes * (mask.T @ (kappa * totals))
         loss = -float((kappa * (w * totals) ** 2).sum()) - float(np.log(q).sum())
-        return Normal(Shrinkage(self, omega2, q), matrix, right, loss)
+        return Normal(Shrinkage(self, omega2, own, q), matrix, right, loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,11 +121,13 @@ class Shrinkage:
     Attributes:
         design: What was told.
         omega2: The variance of the points' own effects.
-        shrink: For each row 1 / (1 + omega2 n / s2): how much of its own effect is still the prior's.
+        prior: The same for each row: omega2, or what is flat.
+        shrink: For each row 1 / (1 + prior n / s2): how much of its own effect is still the prior's.
     """
 
     design: Design
     omega2: float
+    prior: Floats
     shrink: Floats
 
 
@@ -268,7 +200,7 @@ class Cell:
         additive: Floats = self.effects(theta)[design.at].sum(axis=1)
         difficulty = design.mask @ (design.sizes * theta[design.columns.width :])
         surplus = design.sums.totals - difficulty - design.counts * additive
-        values: Floats = additive + own.omega2 * design.weight * own.shrink * surplus
+        values: Floats = additive + own.prior * design.weight * own.shrink * surplus
         return values
 
     def sample(self, rng: np.random.Generator) -> Floats:
@@ -283,11 +215,13 @@ class Cell:
         design, own = self.own.design, self.own
         chosen = np.array([*rows, home])
         q = own.shrink[chosen][:, None]
-        kept = own.omega2 * design.weight * q * design.mask[chosen] * design.sizes
+        prior = own.prior[chosen]
+        kept = prior[:, None] * design.weight * q * design.mask[chosen] * design.sizes
         functional = np.concatenate([q * design.onehot(chosen), -kept], axis=1)
         functional = functional[:-1] - functional[-1]
         half = linalg.solve_triangular(self.factor, functional.T, lower=True, check_finite=False)
-        residual = own.omega2 * (own.shrink[chosen[:-1]] + own.shrink[home])
+        left = prior * own.shrink[chosen]
+        residual = left[:-1] + left[-1]
         variance: Floats = (half**2).sum(axis=0) + np.where(chosen[:-1] == home, 0.0, residual)
         return variance
 
@@ -308,14 +242,19 @@ class Surrogate:
 
     @classmethod
     def fit(
-        cls, sums: Sums, columns: Columns, around: Place | None = None, variance: float | None = None
+        cls,
+        sums: Sums,
+        columns: Columns,
+        around: Place | None = None,
+        variance: float | None = None,
+        apart: int | None = None,
     ) -> "Surrogate":
         """Fit to what was told.
 
         Averaged over every cell that matters; or, while the search goes on, over the cells beside `around` and a few
-        steps uphill of it. `variance` stands in for the pooled one.
+        steps uphill of it. `variance` stands in for the pooled one; the row `apart` isn't exchangeable with the others.
         """
-        design = Design(sums, columns, variance)
+        design = Design(sums, columns, variance, apart)
         cells = _Cells(design)
         best, steps = around or START, 3 if around else len(GRID) ** 2
         for _ in range(steps):
@@ -347,6 +286,16 @@ class Surrogate:
     def scale(self) -> float:
         """The spread of the scores, 1 for 0/1."""
         return self.cells[0].own.design.sums.scale
+
+    def breadth(self, but: Sequence[int]) -> float:
+        """Return how many examples' worth of examples the rows other than `but` were told (Kish's effective number).
+
+        A hundred rows that all met the same five examples know five examples well and the population badly.
+        """
+        design = self.cells[0].own.design
+        rows = design.mask.sum(axis=0) - design.mask[list(but)].sum(axis=0)
+        told = float((design.sizes * rows).sum())
+        return max(1.0, told**2 / max(1.0, float((design.sizes * rows**2).sum())))
 
     def top(self, columns: Columns) -> tuple[int, ...]:
         """Return the level of each slot that is expected to be best."""

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from vitrify.compiler.columns import Columns
 from vitrify.compiler.explore import Draw, fitting_columns
 from vitrify.compiler.scores import Scores
 from vitrify.compiler.space import SearchSpace, Slot
-from vitrify.compiler.surrogate import GRID, Belief, Columns, Design, Surrogate
+from vitrify.compiler.surrogate import GRID, Belief, Design, Surrogate
 
 
 def told(levels: list[tuple[int, ...]], blocks: list[int], sizes: tuple[int, ...], seed: int = 0) -> Scores:
