@@ -25,6 +25,9 @@ class SearchOptions:
             this level among all points ever asked for, see `eprocess.py`. For scores between 0 and 1. None: the
             first guard is enough; this one would refuse a third of what it rightly lets pass.
         min_gain: A gain below this, in the metric's unit, isn't worth shipping.
+        price: What a metric call costs that can reuse nothing, in the unit of the oracle's costs. With it the budget is
+            counted in such calls: a block is charged in full when it is asked for, and when it is told what it cost,
+            so that more metric calls fit in where some are cheap. None: a metric call is a metric call.
         renewals: Numbers of blocks asked at which `renew` is called, ascending.
         stop: Asked before each block, with the metric calls it would take; a reason ends the search early.
         watch: Called after each block with (points scored so far, mean of the favourite).
@@ -38,9 +41,10 @@ class SearchOptions:
     guard: float = 0.975
     anytime: float | None = None
     min_gain: float = 0.0
+    price: float | None = None
     renewals: tuple[int, ...] = ()
     stop: Callable[[int], str | None] = lambda evaluations: None
-    watch: Callable[[int, float], None] = lambda trials, best: None
+    watch: Callable[[int, float], None] | None = None
     ending: Callable[[], None] = lambda: None
 
 
@@ -55,7 +59,7 @@ class SearchResult:
             examples were drawn from.
         interval: Its central 95 % interval.
         probability: The posterior probability that it is above zero.
-        spent: Metric calls.
+        spent: Metric calls; more than the budget only where `SearchOptions.price` is given.
         trials: The points that were scored, in the order of the search.
         study: An Optuna study with a trial for each of them.
         reason: Why the search ended.

@@ -16,7 +16,7 @@ from .evidence import paired_evidence, same_evidence
 from .outcome import Outcome
 from .preflight import keep
 from .run import LATER, Run
-from .search import Block, Exhausted, Interrupted, SearchOptions
+from .search import Block, Exhausted, Interrupted, RenewalView, SearchOptions
 from .search import search as run_search
 from .space import Point
 from .state import Certificate, Levels, State
@@ -105,7 +105,7 @@ def search(state: State, run: Run) -> State:
     first = supply.rest()[0] if job.budget.weighed else supply.first
     oracle = EvaluatorOracle(run, first, state.splits.select)
 
-    def renew() -> Mapping[str, int]:
+    def renew(view: RenewalView) -> Mapping[str, int]:
         known = oracle.levels.sizes
         oracle.levels = supply.with_instructions() if oracle.levels is first else supply.rest()[0]
         return {name: size - known.get(name, 1) for name, size in oracle.levels.sizes.items()}

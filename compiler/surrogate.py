@@ -14,13 +14,14 @@ and a decision O(levels), however many outcomes are known. (Lindley and Smith, B
 1972; Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 5.2.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from scipy import linalg, stats
 
+from .columns import SHARES, Columns
 from .scores import Floats, Ints, Sums
 
 POTRF, POTRS, TRTRS = linalg.get_lapack_funcs(("potrf", "potrs", "trtrs"), dtype=np.float64)
@@ -41,10 +42,10 @@ CHUNK = 1024
 MOST_CELLS = 16
 """Cells that an average is over."""
 
-Place = tuple[int, int]
-"""A cell of the grid: the places of tau and of omega in GRID."""
+Place = tuple[int, int, int]
+"""A cell of the grid: the places of tau and of omega in GRID, and of the features' share in SHARES."""
 
-START: Place = (4, 3)
+START: Place = (4, 3, 0)
 """Where the first fit begins."""
 
 
@@ -68,42 +69,6 @@ class Belief:
         return self.mean - width, self.mean + width
 
 
-@dataclass(frozen=True, eq=False)
-class Columns:
-    """Where the levels stand among the effects; a level that says nothing of its own shares the last column, zero.
-
-    Attributes:
-        of: For each slot the column of each level.
-        width: How many columns, without the one of zeros.
-    """
-
-    of: tuple[Ints, ...]
-    width: int
-
-    @classmethod
-    def spanning(cls, sizes: Sequence[int], told: Ints | None = None) -> "Columns":
-        """Give a column to every level, or to those that two or more of the points `told` share."""
-        kept = [
-            np.ones(size, dtype=bool) if told is None else np.bincount(told[:, slot], minlength=size) > 1
-            for slot, size in enumerate(sizes)
-        ]
-        width = int(sum(keep.sum() for keep in kept))
-        first = 0
-        of = []
-        for keep in kept:
-            places = np.full(len(keep), width, dtype=np.int64)
-            places[keep] = first + np.arange(int(keep.sum()))
-            first += int(keep.sum())
-            of.append(places)
-        return cls(tuple(of), width)
-
-    def at(self, levels: Ints) -> Ints:
-        """Return the columns of points given by their levels, [points, slots]."""
-        if not self.of:
-            return np.zeros((len(levels), 0), dtype=np.int64)
-        return np.stack([of[levels[:, slot]] for slot, of in enumerate(self.of)], axis=1)
-
-
 class Design:
     """What all cells of one fit share. The own effect of row `apart`, where there is one, has a flat prior."""
 
@@ -112,9 +77,9 @@ class Design:
         self.weight = 1 / (sums.variance if variance is None else variance)
         self.counts = sums.counts
         self.at = columns.at(sums.levels)
-        self.mask = (np.arange(len(sums.sizes))[None, :] < sums.blocks[:, None]).astype(np.float64)
-        self.used = int(sums.blocks.max(initial=0))
-        self.mask = self.mask[:, : self.used]
+        mask = sums.mask
+        self.used = int(np.flatnonzero(mask.any(axis=0)).max(initial=-1)) + 1
+        self.mask = mask[:, : self.used]
         self.sizes = sums.sizes[: self.used]
 
     def onehot(self, rows: Ints) -> Floats:
@@ -182,13 +147,18 @@ class Normal:
     right: Floats
     loss: float
 
-    def cell(self, tau2: float) -> "Cell":
-        """Return the posterior under one tau."""
+    def cell(self, tau2: float, share: int = 0) -> "Cell":
+        """Return the posterior under one tau and one share of the features."""
         design = self.own.design
         width = design.columns.width
         precision = self.matrix.copy()
         prior = np.full(len(precision), 1e-6 / design.sums.scale**2)
         prior[:width] = 1 / tau2
+        extra = 0.0
+        if design.columns.features is not None:
+            among, extra = design.columns.priors[share]
+            precision[:width, :width] += among / tau2
+            prior[:width] = 0
         precision[np.diag_indices(len(precision))] += prior
         factor, failed = POTRF(precision.T, lower=1, clean=1)
         if failed:
@@ -198,6 +168,7 @@ class Normal:
             self.loss
             - float(self.right @ mean)
             + width * float(np.log(tau2))
+            + extra
             + 2 * float(np.log(np.diagonal(factor)).sum())
         )
         return Cell(self.own, mean, factor, log_weight)
@@ -227,8 +198,8 @@ class Cell:
         """Return the mean of every row given effects and difficulties."""
         design, own = self.own.design, self.own
         additive: Floats = self.effects(theta)[design.at].sum(axis=1)
-        difficulty = np.concatenate([[0.0], np.cumsum(design.sizes * theta[design.columns.width :])])
-        surplus = design.sums.totals - difficulty[design.sums.blocks] - design.counts * additive
+        difficulty = design.mask @ (design.sizes * theta[design.columns.width :])
+        surplus = design.sums.totals - difficulty - design.counts * additive
         values: Floats = additive + own.prior * design.weight * own.shrink * surplus
         return values
 
@@ -287,12 +258,12 @@ class Surrogate:
         cells = _Cells(design)
         best, steps = around or START, 3 if around else len(GRID) ** 2
         for _ in range(steps):
-            peak = max([best, *_beside(best)], key=cells.weigh)
+            peak = max([best, *cells.beside(best)], key=cells.weigh)
             if peak == best:
                 break
             best = peak
         if around is None:
-            _flood(best, lambda place: cells.weigh(place) > cells.weigh(best) - NEGLIGIBLE)
+            cells.flood(best)
         kept = cells.kept()
         weights = np.exp(np.array([cell.log_weight - kept[0].log_weight for cell in kept]))
         return cls(tuple(kept), weights / weights.sum(), best)
@@ -358,11 +329,11 @@ class _Cells:
     def weigh(self, place: Place) -> float:
         """Return the log weight of a cell."""
         if place not in self.weights:
-            tau, omega = place
+            tau, omega, share = place
             scale = self.design.sums.scale
             if omega not in self.normals:
                 self.normals[omega] = self.design.normal((GRID[omega] * scale) ** 2)
-            cell = self.normals[omega].cell((GRID[tau] * scale) ** 2)
+            cell = self.normals[omega].cell((GRID[tau] * scale) ** 2, share)
             self.weights[place], self.cells[place] = cell.log_weight, cell
             if len(self.cells) > MOST_CELLS:
                 del self.cells[min(self.cells, key=lambda place: (self.weights[place], place))]
@@ -374,19 +345,21 @@ class _Cells:
         top = self.weights[heaviest[0]]
         return [self.cells[place] for place in heaviest if self.weights[place] > top - NEGLIGIBLE]
 
+    def beside(self, place: Place) -> list[Place]:
+        """Return the cells beside one."""
+        tau, omega, share = place
+        steps = [(tau - 1, omega, share), (tau + 1, omega, share), (tau, omega - 1, share), (tau, omega + 1, share)]
+        found = [step for step in steps if all(0 <= coordinate < len(GRID) for coordinate in step[:2])]
+        if self.design.columns.features is not None:
+            found += [(tau, omega, other) for other in range(len(SHARES)) if other != share]
+        return found
 
-def _beside(place: Place) -> list[Place]:
-    tau, omega = place
-    steps = ((tau - 1, omega), (tau + 1, omega), (tau, omega - 1), (tau, omega + 1))
-    return [step for step in steps if all(0 <= coordinate < len(GRID) for coordinate in step)]
-
-
-def _flood(start: Place, matters: Callable[[Place], bool]) -> None:
-    """Ask of every cell that is connected to `start` by cells that matter, in a fixed order."""
-    seen, border = {start}, [start]
-    while border:
-        for place in _beside(border.pop()):
-            if place not in seen:
-                seen.add(place)
-                if matters(place):
-                    border.append(place)
+    def flood(self, start: Place) -> None:
+        """Weigh every cell that is connected to `start` by cells that matter, in a fixed order."""
+        seen, border = {start}, [start]
+        while border:
+            for place in self.beside(border.pop()):
+                if place not in seen:
+                    seen.add(place)
+                    if self.weigh(place) > self.weigh(start) - NEGLIGIBLE:
+                        border.append(place)

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from vitrify.compiler.columns import Columns
 from vitrify.compiler.scores import Scores
 from vitrify.compiler.search import SearchOptions
 from vitrify.compiler.space import SearchSpace, Slot
-from vitrify.compiler.surrogate import Belief, Columns, Surrogate
+from vitrify.compiler.surrogate import Belief, Surrogate
 from vitrify.compiler.verdict import favourite, verdict, weighed
 
 SIZES = (4, 6)
