@@ -11,6 +11,7 @@ import numpy as np
 
 from .cost import Costs
 from .explore import Draw, Explorer, Listing, fitting_columns, open_rows, shallowest
+from .futility import chance
 from .scores import Scores
 from .space import Point, SearchSpace
 from .surrogate import START, Place, Surrogate
@@ -29,6 +30,9 @@ REPEATS = 9
 
 WORTH, HOPE = 0.01, 0.003
 """A gain that is worth having, and an expected gain that is worth going on for; in units of the scores' scale."""
+
+FUTILE = 0.02
+"""The race ends early where the probability that something ships in the end is below this."""
 
 
 class Plan:
@@ -49,10 +53,11 @@ class Plan:
         rng: np.random.Generator,
         stochastic: bool = False,
         costs: Costs | None = None,
+        guard: float = 0.975,
     ) -> None:
         self.scores, self.explorer, self.budget, self.finalists = scores, explorer, budget, finalists
         self.home, self.rng, self.reason = home, rng, ""
-        self.stochastic, self.costs = stochastic, costs
+        self.stochastic, self.costs, self.guard = stochastic, costs, guard
         self.blocks_told = 0
         self.fits = 0
         self.place: Place | None = None
@@ -91,7 +96,7 @@ class Plan:
             return None
         if self.scores.depth(self.home) < min(max(2, self.scores.starts), self.scores.blocks):
             return self.home  # on every block that anybody begins with
-        if self._refit() and self.fits % 4 == 0 and not waiting and self._hopeless():
+        if self._refit() and not waiting and (self._futile() or (self.fits % 4 == 0 and self._hopeless())):
             self.reason = "nothing separates the candidates"
             return None
         if waiting:
@@ -139,6 +144,19 @@ class Plan:
                 return False
         now = max(0.0, float(self.surrogate.means.max() - self.surrogate.means[home]))
         return float(np.mean(gains)) - now < HOPE * scale
+
+    def _futile(self) -> bool:
+        """Say whether the race can hardly end with a point that passes the guard, whoever wins it."""
+        spent, home = self.scores.charged, self.scores.rows[self.home]
+        if spent < EXPLORE * self.budget or self.surrogate is None:
+            return False
+        favourites = self._favourites()
+        rows = [self.scores.rows[point] for point in favourites if point in self.scores.rows]
+        rows = [row for row in rows if row < len(self.surrogate.means)]
+        if len(rows) < len(favourites):
+            return False  # somebody is still to be met
+        apart = Surrogate.fit(self.surrogate.sums, self.columns, self.place, apart=home)
+        return chance(apart, rows, home, self.budget - spent, self.guard) < FUTILE
 
     def _while_waiting(self) -> Point | None:
         """Return a point that isn't known well enough for now; all of a small space, then the baseline."""
