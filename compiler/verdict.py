@@ -13,7 +13,7 @@ from .surrogate import Belief, Surrogate
 POOLED = 20
 """Examples that the pooled noise counts as, beside those on which the winner met the baseline."""
 
-SLOPES = 1.5
+SLOPES = 1.0
 """The coefficient of variation, from example to example, of how much a difference between points shows there.
 
 An easy example shows none, whoever answers it, and a borderline one shows much: so effects that were learnt on n
