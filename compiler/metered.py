@@ -338,7 +338,7 @@ class MeteredLM:
         self._meter.settle(asked, None, error.attempts)
         self._ledger.add_failure(key, asked.role, self.name, error.cause, error.attempts)
         if self._manners.pace is not None:
-            self._manners.pace.failed(error.cause)
+            self._manners.pace.failed(error.cause, error.status)
         delay = self._manners.retry.delay(attempt, error, random.random())
         if delay is not None:
             return delay
