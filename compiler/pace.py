@@ -37,8 +37,8 @@ class Pace:
     """A limit on what runs at a time that follows the server; thread-safe, about a microsecond a call.
 
     It doubles until the server first says no, then goes half of the way back to where that was, again and again, and
-    beyond it in small steps. A 429 or a 503 lowers it, as do several failures of another kind in one round: to a half, or to
-    three quarters where only a small step went too far. What was in flight then is let through before the next
+    beyond it in small steps. A 429 or a 503 lowers it, as do several failures of another kind in one round: to a half,
+    or to three quarters where only a small step went too far. What was in flight then is let through before the next
     decrease, so that a burst of refusals counts once. The limit grows only when it was reached.
 
     Slower calls lower it too. Latency is heavy-tailed, and it depends on the prompt as much as on the crowd, so that
