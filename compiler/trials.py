@@ -25,7 +25,7 @@ NOISE = 0.02
 """The noise that is expected before any point was tried twice, in units of the values' variance; it counts as one
 repeat. Small, since noise shows itself when the best point is tried again."""
 
-REPEATS = 64
+TRIES = 64
 """How often a point may be tried where all that values differ by is noise."""
 
 FAR = 3.0
@@ -72,13 +72,13 @@ class Trials(Scores):
         self._next, self._late = 0, set[int]()  # every trial before `_next` was read, but for those in `_late`
         self._rows, self._steps, self._results = array("q"), array("q"), array("d")
         self._gaps: dict[int, list[float]] = {}
-        self._repeats = 1
+        self._tries = 1
         super().__init__(SearchSpace([Slot(name, len(distributions[name].choices)) for name in self.names]), (), 1)
 
     @property
     def blocks(self) -> int:
         """How often a point may be tried: once where values have no noise."""
-        return self._repeats
+        return self._tries
 
     def read(self, trials: Sequence[FrozenTrial], now: int) -> None:
         """Take in the trials of the study, in their order, but for the one whose number is `now`."""
@@ -150,7 +150,7 @@ class Trials(Scores):
         spread = float(values.var()) if len(values) else 0.0
         scale = 6 * math.sqrt(spread) or 1.0
         noise = self._noise(rows, values, extra == 0, spread or 1.0)
-        self._repeats = 1 + int(REPEATS * noise / (spread or 1.0))
+        self._tries = 1 + int(TRIES * noise / (spread or 1.0))
         weights = noise / (noise + extra)
         centre = float(np.average(values, weights=weights)) if len(values) else 0.0
         return Weighted(
