@@ -27,6 +27,9 @@ STARTUP = 8
 REFIT = 32
 """The surrogate is fitted again when one trial in so many is new."""
 
+WIDE = 100
+"""Choices of all parameters above which a fit looks only at variances like the last one's."""
+
 CERTAIN = 2
 """Trials before there is anything to fit."""
 
@@ -175,12 +178,24 @@ class Model:
         """Return the point to try next."""
         trials, self.explorer.rng = self.trials, rng
         if trials.finished >= CERTAIN and trials.fresh * REFIT >= trials.finished:
-            self.surrogate = Surrogate.fit(trials.sums(), self.explorer.columns)
+            columns = self.explorer.columns
+            around = self.surrogate.best if self.surrogate is not None and columns.width > WIDE else None
+            self.surrogate = Surrogate.fit(trials.sums(), columns, around)
         room = self.startup - int(trials.asked.sum())
-        point = self.explorer.propose(self.surrogate, room)
-        if point is None and self.surrogate is not None and len(trials.points):
-            point = trials.points[int(np.argmax(self.surrogate.means))]  # all is known: the best again
-        return point or tuple(int(rng.integers(slot.levels)) for slot in trials.space.slots)
+        if self.surrogate is not None and room <= 0 and len(trials.names) == 1:
+            # The best other one of a few choices is hopeless too often: Thompson sampling.
+            point = self.explorer._best(self.surrogate.pick(rng), None)
+        else:
+            point = self.explorer.propose(self.surrogate, room)
+        return point or self._known(rng)
+
+    def _known(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """Return the point that is believed to be best where nothing is left to learn; any before anything is known."""
+        told = self.trials.told > 0
+        if self.surrogate is None or not told.any():
+            return tuple(int(rng.integers(slot.levels)) for slot in self.trials.space.slots)
+        means = self.surrogate.means
+        return self.trials.points[int(np.argmax(np.where(told[: len(means)], means, -np.inf)))]
 
 
 class Groups:

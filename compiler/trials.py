@@ -8,6 +8,7 @@ varies.
 
 import json
 import math
+import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ SHARED = "vitrify:given"
 
 PART = 2045
 """The longest system attribute that every storage of Optuna takes."""
+
+HUGE = 2.0**400
+"""Values beyond it would overflow when they are squared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +76,12 @@ class Trials(Scores):
         self._next, self._late = 0, set[int]()  # every trial before `_next` was read, but for those in `_late`
         self._rows, self._steps, self._results = array("q"), array("q"), array("d")
         self._gaps: dict[int, list[float]] = {}
-        self._tries = 1
+        self._tries, self._others = 1, False
         super().__init__(SearchSpace([Slot(name, len(distributions[name].choices)) for name in self.names]), (), 1)
 
     @property
     def blocks(self) -> int:
-        """How often a point may be tried: once where values have no noise."""
+        """How often a point may be tried: once or twice where values have no noise."""
         return self._tries
 
     def read(self, trials: Sequence[FrozenTrial], now: int) -> None:
@@ -98,7 +102,8 @@ class Trials(Scores):
         for trial in pending:
             point = self._point({**shared(trial), **trial.params})
             if point is not None:
-                self._asked[self.row(point)] += 1
+                row = self.row(point)
+                self._asked[row] += 1 if self._told[row] else 2  # not again before the first answer is there
         while len(self.edges) <= int(self.asked.max(initial=0)):
             self.edges.append(len(self.edges))
 
@@ -131,9 +136,10 @@ class Trials(Scores):
         if step < 0:
             for at, before in trial.intermediate_values.items():
                 gap = self.sign * (value - before)
-                if math.isfinite(gap):
+                if abs(gap) < HUGE:
                     sums = self._gaps.setdefault(at, [0.0, 0.0, 0.0])
-                    sums[0], sums[1], sums[2] = sums[0] + 1, sums[1] + gap, sums[2] + gap**2
+                    sums[0], sums[1], sums[2] = sums[0] + 1, sums[1] + gap, sums[2] + gap * gap
+        self._others = self._others or len(trial.params) > len(self.names)
         self._told[row] += 1
         self._rows.append(row)
         self._steps.append(step)
@@ -150,7 +156,8 @@ class Trials(Scores):
         spread = float(values.var()) if len(values) else 0.0
         scale = 6 * math.sqrt(spread) or 1.0
         noise = self._noise(rows, values, extra == 0, spread or 1.0)
-        self._tries = 1 + int(TRIES * noise / (spread or 1.0))
+        # What a point comes to while other parameters vary is never known for good.
+        self._tries = sys.maxsize if self._others else 1 + int(TRIES * noise / (spread or 1.0))
         weights = noise / (noise + extra)
         centre = float(np.average(values, weights=weights)) if len(values) else 0.0
         return Weighted(
@@ -197,7 +204,9 @@ def bounded(values: Floats) -> Floats:
     """Return values without infinities, and none much farther below the median than the best is above it."""
     finite = values[np.isfinite(values)]
     if not len(finite):
-        return np.sign(np.nan_to_num(values))
+        return np.sign(values)
+    if abs(finite).max() > HUGE:  # a power of two, so that nothing is rounded
+        values, finite = values * HUGE**-2, finite * HUGE**-2
     best, middle = float(finite.max()), float(np.median(finite))
     low = max(float(finite.min()), middle - FAR * (best - middle)) if best > middle else float(finite.min())
     step = best - low or 1.0
