@@ -249,10 +249,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _compile(folder: Path) -> vitrify.Artifact:
+def _compile(folder: Path, **more: Any) -> vitrify.Artifact:
     budget = vitrify.Budget(calls=700)
     data: Any = TICKETS[:120]
-    return vitrify.compile(Desk(), data, "exact:team", lm="embedded", options=small(), budget=budget, run_dir=folder)
+    return vitrify.compile(
+        Desk(), data, "exact:team", lm="embedded", options=small(**more), budget=budget, run_dir=folder
+    )
 
 
 def test_a_compile_leaves_its_study(run: Path) -> None:
@@ -278,6 +280,28 @@ def test_again_the_same_and_without_the_file_the_same_artifact(run: Path, tmp_pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "study.journal").mkdir()
     assert artifact == _compile(tmp_path / "run").save(tmp_path / "other.json").read_bytes()
+
+
+def test_a_compile_that_was_interrupted_leaves_what_it_knew_and_ends_as_if_it_had_not_been(
+    run: Path, tmp_path: Path
+) -> None:
+    class Stop:
+        def update(self, snapshot: Any) -> None:
+            if snapshot.stage == "search" and snapshot.trials > 6:
+                raise KeyboardInterrupt
+
+        def note(self, text: str) -> None:
+            pass
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        _compile(folder, progress=Stop())
+    study = loaded(folder / "study.journal", "Desk")
+    assert "interrupted" == study.user_attrs["reason"]
+    assert 6 < len(study.trials)
+    assert 0 == sum(trial.state == TrialState.RUNNING for trial in study.trials)
+    _compile(folder)
+    assert _facts(loaded(run / "study.journal", "Desk")) == _facts(loaded(folder / "study.journal", "Desk"))
 
 
 # What opens it.
