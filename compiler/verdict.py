@@ -1,12 +1,15 @@
 """verdict(): what a search found, and whether it is good enough to ship."""
 
 import math
+from functools import partial
+
+from optuna.study import Study
 
 from .contract import SearchOptions, SearchResult
 from .explore import fitting_columns
 from .scores import Scores
 from .space import Point
-from .study import record
+from .study import annotate, record, trials
 from .surrogate import Belief, Surrogate
 
 POOLED = 20
@@ -28,7 +31,6 @@ def verdict(scores: Scores, home: Point, options: SearchOptions, seed: int, reas
     leader, belief = favourite(scores, home)
     best = home if leader is None or belief.mean <= 0 else scores.points[leader]
     ships = best != home and belief.probability >= options.guard and belief.mean > options.min_gain
-    trials, study = record(scores, scores.rows.get(home), seed)
     return SearchResult(
         best=best,
         shipped=best if ships else home,
@@ -36,12 +38,23 @@ def verdict(scores: Scores, home: Point, options: SearchOptions, seed: int, reas
         interval=belief.interval,
         probability=belief.probability,
         spent=scores.spent,
-        trials=trials,
-        study=study,
+        trials=trials(scores, home),
+        recorded=partial(recorded, scores, home, seed),
         reason=reason,
         space=scores.space,
         favourite=home if leader is None else scores.points[leader],
     )
+
+
+def recorded(scores: Scores, home: Point, seed: int, result: SearchResult) -> Study:
+    """Return the study of a result, with what is believed of every point's difference to the baseline."""
+    base, beliefs = scores.rows.get(home), list[float]()
+    if base is not None and scores.outcomes:
+        means = Surrogate.fit(scores.sums(), fitting_columns(scores.space), apart=base).means
+        beliefs = (means - means[base]).tolist()
+    study = record(scores, home, result.best, beliefs, seed)
+    annotate(study, result, home)
+    return study
 
 
 def favourite(scores: Scores, home: Point) -> tuple[int | None, Belief]:
