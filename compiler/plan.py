@@ -6,6 +6,8 @@
 """
 
 import heapq
+import math
+from statistics import NormalDist
 
 import numpy as np
 
@@ -27,8 +29,10 @@ ENOUGH = 40
 REPEATS = 9
 """Times that an example is asked again at most; then the model's dice are a tenth of what they were."""
 
-WORTH, HOPE = 0.01, 0.003
-"""A gain that is worth having, and an expected gain that is worth going on for; in units of the scores' scale."""
+HOPE, DRAWS = 0.0015, 32
+"""A gain that must be expected to ship, in units of the scores' scale, for the search to go on; and draws for it."""
+
+NORMAL = NormalDist()
 
 
 class Plan:
@@ -49,11 +53,13 @@ class Plan:
         rng: np.random.Generator,
         stochastic: bool = False,
         costs: Costs | None = None,
+        guard: float = 0.975,
     ) -> None:
         self.scores, self.explorer, self.budget, self.finalists = scores, explorer, budget, finalists
         self.home, self.rng, self.reason = home, rng, ""
         self.stochastic, self.costs = stochastic, costs
-        self.blocks_told = 0
+        self.bar = NORMAL.inv_cdf(min(max(guard, 1e-9), 1 - 1e-9))
+        self.blocks_told = self.doubts = 0
         self.fits = 0
         self.place: Place | None = None
         self._settle()
@@ -121,24 +127,29 @@ class Plan:
         return True
 
     def _hopeless(self) -> bool:
-        """Say whether no point is likely to beat the baseline by as much as is worth having."""
+        """Say whether going on is expected to ship next to nothing, twice in a row.
+
+        In each of some draws the best point has a gain. At the end it is known with the noise of the pair on all
+        examples, and ships where it is far enough above that for the guard.
+        """
         assert self.surrogate is not None
         if self.scores.outcomes < DESIGN * self.budget:
             return False
-        home = self.scores.rows[self.home]
-        top = np.array([self.surrogate.top(self.columns)])
-        gains = []
-        scale = self.surrogate.scale
-        for _ in range(32):
+        scale, home = self.surrogate.scale, self.scores.rows[self.home]
+        noise = math.sqrt(2 * self.surrogate.variance / len(self.scores.order))
+        top, shipped = np.array([self.surrogate.top(self.columns)]), 0.0
+        for _ in range(DRAWS):
             draw = Draw(self.surrogate.pick(self.rng), self.scores, self.rng)
             best = float(draw.rows.max())
             if not self.listing.points:
                 best = max(best, float(draw.unknown(top)[0]))
-            gains.append(best - float(draw.rows[home]))
-            if sum(gain > WORTH * scale for gain in gains) > 1:  # two of 32 are more than 5 %
+            gain = best - float(draw.rows[home])
+            shipped += gain * NORMAL.cdf(gain / noise - self.bar)
+            if shipped > HOPE * scale * DRAWS:
+                self.doubts = 0
                 return False
-        now = max(0.0, float(self.surrogate.means.max() - self.surrogate.means[home]))
-        return float(np.mean(gains)) - now < HOPE * scale
+        self.doubts += 1
+        return self.doubts > 1
 
     def _while_waiting(self) -> Point | None:
         """Return a point that isn't known well enough for now; all of a small space, then the baseline."""

@@ -73,7 +73,9 @@ class Stream:
             else OptunaExplorer(options.sampler, self.scores, seed)
         )
         stochastic = bool(getattr(oracle, "stochastic", False))
-        self.plan = Plan(self.scores, explorer, budget, options.finalists, home, rng, stochastic, self.costs)
+        self.plan = Plan(
+            self.scores, explorer, budget, options.finalists, home, rng, stochastic, self.costs, options.guard
+        )
         self.flying: deque[Flight] = deque()
         self.window = max(1, min(options.window, int(WINDOW * budget)))
         self.ahead = self.blocks_asked = 0
