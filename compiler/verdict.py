@@ -64,8 +64,8 @@ def favourite(scores: Scores, home: Point) -> tuple[int | None, Belief]:
     with what the model infers from all other points: the former needs no model, the latter makes up for selection.
     """
     base = scores.rows.get(home)
-    others = [row for row in range(len(scores.points)) if base is not None and row != base and scores.met(row, base)]
-    if base is None or not scores.told[base] or not others:
+    others = [] if base is None else [row for row, met in enumerate(scores.met(base).tolist()) if met and row != base]
+    if base is None or not others:
         return None, Belief(0.0, 0.0)
     columns, sums = fitting_columns(scores.space), scores.sums()
     surrogate = Surrogate.fit(sums, columns, apart=base)
