@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+
+from optuna.study import Study
 
 from .sampler import SamplerName
 from .space import Point, SearchSpace
@@ -61,7 +63,7 @@ class SearchResult:
         probability: The posterior probability that it is above zero.
         spent: Metric calls; more than the budget only where `SearchOptions.price` is given.
         trials: The points that were scored, in the order of the search.
-        study: An Optuna study with a trial for each of them.
+        recorded: Makes `study` of this.
         reason: Why the search ended.
         space: The space at the end, which the points refer to; empty where nothing was searched.
         favourite: What the last three are of: `best`, or the best other point where the baseline itself is best; the
@@ -75,10 +77,15 @@ class SearchResult:
     probability: float
     spent: int
     trials: tuple[Trial, ...]
-    study: Any = field(repr=False, compare=False)
+    recorded: Callable[["SearchResult"], Study] = field(repr=False, compare=False)
     reason: str
     space: SearchSpace = field(default=SearchSpace(()), repr=False)
     favourite: Point = ()
+
+    @cached_property
+    def study(self) -> Study:
+        """An Optuna study with a trial for each point, made when it is first looked at, since that takes a while."""
+        return self.recorded(self)
 
 
 class Interrupted(KeyboardInterrupt):

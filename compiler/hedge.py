@@ -26,11 +26,11 @@ class Second:
 
     Attributes:
         admit: Says whether it may be made, and counts it.
-        late: Told of the answer that came second, or None where there was none.
+        late: Told of the answer that came second, or of what came instead of one.
     """
 
     admit: Callable[[], bool]
-    late: Callable[[Reply | None], None]
+    late: Callable[[Reply | BaseException], None]
 
 
 class Hedge:
@@ -107,5 +107,5 @@ async def _held(answer: Awaitable[Reply]) -> Reply:
     return await answer
 
 
-def _answer(done: "Future[Reply] | asyncio.Future[Reply]") -> Reply | None:
-    return None if done.cancelled() or done.exception() is not None else done.result()
+def _answer(done: "Future[Reply] | asyncio.Future[Reply]") -> Reply | BaseException:
+    return asyncio.CancelledError() if done.cancelled() else done.exception() or done.result()

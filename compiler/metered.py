@@ -338,7 +338,7 @@ class MeteredLM:
         self._meter.settle(asked, None, error.attempts)
         self._ledger.add_failure(key, asked.role, self.name, error.cause, error.attempts)
         if self._manners.pace is not None:
-            self._manners.pace.failed(error.cause)
+            self._manners.pace.failed(error.cause, error.status)
         delay = self._manners.retry.delay(attempt, error, random.random())
         if delay is not None:
             return delay
@@ -360,12 +360,17 @@ class MeteredLM:
             self._ledger.add_attempt(key, asked.role, self.name, certifying=asked.certifying)
             return True
 
-        def late(reply: Reply | None) -> None:
+        def late(answer: Reply | BaseException) -> None:
             if self._closed.is_set():
                 return
-            self._meter.settle(asked, None if reply is None else reply.usage)
-            if reply is not None:
-                self._ledger.add_hedged(key, asked.role, self.name, reply.usage)
+            if isinstance(answer, Reply):
+                self._meter.settle(asked, answer.usage)
+                self._ledger.add_hedged(key, asked.role, self.name, answer.usage)
+            else:
+                attempts = answer.attempts if isinstance(answer, LMError) else 1
+                self._meter.settle(asked, None, attempts)
+                cause = answer.cause if isinstance(answer, LMError) else "connection"
+                self._ledger.add_failure(key, asked.role, self.name, cause, attempts)
 
         return Second(admit, late)
 

@@ -11,6 +11,9 @@ from ..programs.lm import Cause
 _STRAY: Final[frozenset[Cause]] = frozenset({"server", "timeout", "connection", "bad_reply"})
 """Causes that a server under load gives, and now and then one that isn't: a few of them in a round mean nothing."""
 
+_CROWDED: Final = frozenset({503, 529})
+"""Statuses by which a server says that it has too much to do, as it does with 429; 529 is Anthropic's."""
+
 _RISE: Final = math.log(1.3)
 """How much slower the calls get, beyond their noise, before the server counts as crowded (in logarithms)."""
 
@@ -34,8 +37,8 @@ class Pace:
     """A limit on what runs at a time that follows the server; thread-safe, about a microsecond a call.
 
     It doubles until the server first says no, then goes half of the way back to where that was, again and again, and
-    beyond it in small steps. A 429 lowers it, as do several failures of another kind in one round: to a half, or to
-    three quarters where only a small step went too far. What was in flight then is let through before the next
+    beyond it in small steps. A 429 or a 503 lowers it, as do several failures of another kind in one round: to a half,
+    or to three quarters where only a small step went too far. What was in flight then is let through before the next
     decrease, so that a burst of refusals counts once. The limit grows only when it was reached.
 
     Slower calls lower it too. Latency is heavy-tailed, and it depends on the prompt as much as on the crowd, so that
@@ -112,16 +115,22 @@ class Pace:
         if grew and self.on_growth is not None:
             self.on_growth()
 
-    def failed(self, cause: Cause) -> None:
-        """Tell of one call that failed, retried or not; only what load may bring about matters here."""
-        if self._fixed or (cause != "rate_limited" and cause not in _STRAY):
+    def failed(self, cause: Cause, status: int | None = None) -> None:
+        """Tell of one call that failed, retried or not; only what load may bring about matters here.
+
+        Args:
+            cause: Why.
+            status: The HTTP status, where there was one.
+        """
+        refused = cause == "rate_limited" or status in _CROWDED
+        if self._fixed or not (refused or cause in _STRAY):
             return
         with self._lock:
             if self._recovering:
                 self._pass()
                 return
             self._failures += 1
-            if cause == "rate_limited" or self._failures > max(2, self._size() / 16):
+            if refused or self._failures > max(2, self._size() / 16):
                 self._trial = None
                 # One small step too far is taken back; a leap, and what a step down didn't help, is halved.
                 share = 0.75 if self._grown and self._ceiling is not None else 0.5

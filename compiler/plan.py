@@ -6,12 +6,13 @@
 """
 
 import heapq
+import math
+from statistics import NormalDist
 
 import numpy as np
 
 from .cost import Costs
 from .explore import Draw, Explorer, Listing, fitting_columns, open_rows, shallowest
-from .futility import chance
 from .scores import Scores
 from .space import Point, SearchSpace
 from .surrogate import START, Place, Surrogate
@@ -28,11 +29,10 @@ ENOUGH = 40
 REPEATS = 9
 """Times that an example is asked again at most; then the model's dice are a tenth of what they were."""
 
-WORTH, HOPE = 0.01, 0.003
-"""A gain that is worth having, and an expected gain that is worth going on for; in units of the scores' scale."""
+HOPE, DRAWS = 0.0015, 32
+"""A gain that must be expected to ship, in units of the scores' scale, for the search to go on; and draws for it."""
 
-FUTILE = 0.02
-"""The race ends early where the probability that something ships in the end is below this."""
+NORMAL = NormalDist()
 
 
 class Plan:
@@ -57,8 +57,9 @@ class Plan:
     ) -> None:
         self.scores, self.explorer, self.budget, self.finalists = scores, explorer, budget, finalists
         self.home, self.rng, self.reason = home, rng, ""
-        self.stochastic, self.costs, self.guard = stochastic, costs, guard
-        self.blocks_told = 0
+        self.stochastic, self.costs = stochastic, costs
+        self.bar = NORMAL.inv_cdf(min(max(guard, 1e-9), 1 - 1e-9))
+        self.blocks_told = self.doubts = 0
         self.fits = 0
         self.place: Place | None = None
         self._settle()
@@ -96,7 +97,7 @@ class Plan:
             return None
         if self.scores.depth(self.home) < min(max(2, self.scores.starts), self.scores.blocks):
             return self.home  # on every block that anybody begins with
-        if self._refit() and not waiting and (self._futile() or (self.fits % 4 == 0 and self._hopeless())):
+        if self._refit() and self.fits % 4 == 0 and not waiting and self._hopeless():
             self.reason = "nothing separates the candidates"
             return None
         if waiting:
@@ -126,37 +127,29 @@ class Plan:
         return True
 
     def _hopeless(self) -> bool:
-        """Say whether no point is likely to beat the baseline by as much as is worth having."""
+        """Say whether going on is expected to ship next to nothing, twice in a row.
+
+        In each of some draws the best point has a gain. At the end it is known with the noise of the pair on all
+        examples, and ships where it is far enough above that for the guard.
+        """
         assert self.surrogate is not None
         if self.scores.outcomes < DESIGN * self.budget:
             return False
-        home = self.scores.rows[self.home]
-        top = np.array([self.surrogate.top(self.columns)])
-        gains = []
-        scale = self.surrogate.scale
-        for _ in range(32):
+        scale, home = self.surrogate.scale, self.scores.rows[self.home]
+        noise = math.sqrt(2 * self.surrogate.variance / len(self.scores.order))
+        top, shipped = np.array([self.surrogate.top(self.columns)]), 0.0
+        for _ in range(DRAWS):
             draw = Draw(self.surrogate.pick(self.rng), self.scores, self.rng)
             best = float(draw.rows.max())
             if not self.listing.points:
                 best = max(best, float(draw.unknown(top)[0]))
-            gains.append(best - float(draw.rows[home]))
-            if sum(gain > WORTH * scale for gain in gains) > 1:  # two of 32 are more than 5 %
+            gain = best - float(draw.rows[home])
+            shipped += gain * NORMAL.cdf(gain / noise - self.bar)
+            if shipped > HOPE * scale * DRAWS:
+                self.doubts = 0
                 return False
-        now = max(0.0, float(self.surrogate.means.max() - self.surrogate.means[home]))
-        return float(np.mean(gains)) - now < HOPE * scale
-
-    def _futile(self) -> bool:
-        """Say whether the race can hardly end with a point that passes the guard, whoever wins it."""
-        spent, home = self.scores.charged, self.scores.rows[self.home]
-        if spent < EXPLORE * self.budget or self.surrogate is None:
-            return False
-        favourites = self._favourites()
-        rows = [self.scores.rows[point] for point in favourites if point in self.scores.rows]
-        rows = [row for row in rows if row < len(self.surrogate.means)]
-        if len(rows) < len(favourites):
-            return False  # somebody is still to be met
-        apart = Surrogate.fit(self.surrogate.sums, self.columns, self.place, apart=home)
-        return chance(apart, rows, home, self.budget - spent, self.guard) < FUTILE
+        self.doubts += 1
+        return self.doubts > 1
 
     def _while_waiting(self) -> Point | None:
         """Return a point that isn't known well enough for now; all of a small space, then the baseline."""

@@ -15,7 +15,7 @@ import numpy as np
 from .explore import fitting_columns
 from .scores import Floats, Scores
 from .space import Point, SearchSpace
-from .study import Trial
+from .study import Trial, trials
 from .surrogate import Surrogate
 
 DEAD = 0.05
@@ -101,19 +101,14 @@ class RenewalView:
 
 def view(scores: Scores, home: Point, budget: int, rng: np.random.Generator) -> RenewalView:
     """Return what is known now; `rng` draws from the posterior."""
-    base = scores.rows.get(home)
     told = [row for row in range(len(scores.points)) if scores.told[row]]
-    trials, best, means = [], home, np.zeros(0)
+    best = home
     surrogate = Surrogate.fit(scores.sums(), fitting_columns(scores.space)) if len(told) > 1 else None
     if surrogate is not None:
         means = surrogate.means
         best = scores.points[max(told, key=lambda row: (means[row], -row))]
-    for row in told:
-        paired = scores.paired(row, base) if base is not None else np.zeros(0)
-        difference = float(paired.mean()) if len(paired) else 0.0
-        trials.append(Trial(scores.points[row], len(scores.values(row)), scores.mean(row), difference))
     return RenewalView(
-        scores.space, tuple(trials), best, home, _slots(scores, home, surrogate, rng), scores.spent, budget
+        scores.space, trials(scores, home), best, home, _slots(scores, home, surrogate, rng), scores.spent, budget
     )
 
 

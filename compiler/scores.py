@@ -20,6 +20,14 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
+def told_blocks(told: Ints, starts: Ints, blocks: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Return which blocks rows were told, [rows, blocks]: each its first, then the others in order, so many in all."""
+    places = np.arange(blocks)[None, :]
+    many, first = told[:, None], starts[:, None]
+    aside = (first >= many) & (many > 0)
+    return np.where(aside, (places < many - 1) | (places == first), places < many)
+
+
 @dataclass(frozen=True, eq=False)
 class Sums:
     """The sufficient statistics of the additive model.
@@ -47,13 +55,8 @@ class Sums:
     @property
     def mask(self) -> Floats:
         """Which blocks each row was told, [rows, blocks]: its first, and after that from the first one on."""
-        places = np.arange(len(self.sizes))[None, :]
-        told = places < self.blocks[:, None]
-        if self.starts is not None:
-            starts = self.starts[:, None]
-            aside = (starts >= self.blocks[:, None]) & (self.blocks[:, None] > 0)
-            told = np.where(aside, (places < self.blocks[:, None] - 1) | (places == starts), told)
-        return told.astype(np.float64)
+        starts = np.zeros_like(self.blocks) if self.starts is None else self.starts
+        return told_blocks(self.blocks, starts, len(self.sizes)).astype(np.float64)
 
     @property
     def counts(self) -> Floats:
@@ -145,9 +148,11 @@ class Scores:
 
     def _places(self, row: int) -> Ints:
         """Return where in the permutation a row's scores are, in the order told."""
-        steps = [self.block(row, step) for step in range(int(self._told[row]))]
-        ranges = [np.arange(self.edges[block], self.edges[block + 1]) for block in steps]
-        return np.concatenate(ranges) if ranges else np.zeros(0, dtype=np.int64)
+        told, first, edges = int(self._told[row]), int(self._starts[row]), self.edges
+        if first == 0 or told == 0:
+            return np.arange(edges[told])
+        before, after = np.arange(edges[min(first, told - 1)]), np.arange(edges[first + 1], edges[max(told, first + 1)])
+        return np.concatenate([np.arange(edges[first], edges[first + 1]), before, after])
 
     def depth(self, point: Point) -> int:
         """Return how many blocks of a point were asked for."""
@@ -285,10 +290,11 @@ class Scores:
         count = len(self._values[row])
         return float(self._totals[row]) / count if count else 0.0
 
-    def met(self, row: int, other: int) -> bool:
-        """Say whether two rows were told about a common example."""
-        theirs = {self.block(other, step) for step in range(int(self._told[other]))}
-        return any(self.block(row, step) in theirs for step in range(int(self._told[row])))
+    def met(self, other: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Say of each row whether it was told about an example that row `other` was told about too."""
+        mask = told_blocks(self.told, self._starts[: len(self.points)], self.blocks)
+        common: np.ndarray[tuple[int], np.dtype[np.bool_]] = (mask & mask[other]).any(axis=1)
+        return common
 
     def paired(self, row: int, other: int) -> Floats:
         """Return the differences of two rows on their common examples."""
@@ -296,8 +302,10 @@ class Scores:
         if self._starts[row] == self._starts[other]:
             n = min(len(mine), len(theirs))
             return mine[:n] - theirs[:n]
-        _, left, right = np.intersect1d(self._places(row), self._places(other), assume_unique=True, return_indices=True)
-        return mine[left] - theirs[right]
+        known = np.full(len(self.order), np.nan)
+        known[self._places(other)] = theirs
+        differences: Floats = mine - known[self._places(row)]
+        return differences[~np.isnan(differences)]
 
     def sums(self) -> Sums:
         """Return the statistics of what was told."""

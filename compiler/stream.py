@@ -175,8 +175,9 @@ class Stream:
         # Draws of its own: who looks at the view changes nothing that the search decides.
         rng = generator(self.seed, f"search.renewal.{self.renewals.popleft()}")
         grown = self.renew(view(self.scores, self.plan.home, self.budget, rng))
-        if any(grown.values()):
-            self.plan.grow(self.scores.space.grown(grown))
+        space = self.scores.space.grown(grown)
+        if [slot.levels for slot in space.slots] != [slot.levels for slot in self.scores.space.slots]:
+            self.plan.grow(space)
 
     def interrupted(self) -> SearchResult:
         """Return what is known after Ctrl-C, which may have come at any moment."""

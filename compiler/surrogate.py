@@ -283,14 +283,14 @@ class Surrogate:
         return mean
 
     @property
-    def sums(self) -> Sums:
-        """What was told."""
-        return self.cells[0].own.design.sums
-
-    @property
     def scale(self) -> float:
         """The spread of the scores, 1 for 0/1."""
-        return self.sums.scale
+        return self.cells[0].own.design.sums.scale
+
+    @property
+    def variance(self) -> float:
+        """The variance of a score around its example's and its point's mean."""
+        return 1 / self.cells[0].own.design.weight
 
     def breadth(self, but: Sequence[int]) -> float:
         """Return how many examples' worth of examples the rows other than `but` were told (Kish's effective number).

@@ -1,13 +1,16 @@
 """verdict(): what a search found, and whether it is good enough to ship."""
 
 import math
+from functools import partial
+
+from optuna.study import Study
 
 from .contract import SearchOptions, SearchResult
 from .eprocess import proven
 from .explore import fitting_columns
 from .scores import Scores
 from .space import Point
-from .study import record
+from .study import annotate, record, trials
 from .surrogate import Belief, Surrogate
 
 POOLED = 20
@@ -33,7 +36,6 @@ def verdict(scores: Scores, home: Point, options: SearchOptions, seed: int, reas
         met = scores.paired(scores.rows[best], scores.rows[home])
         # Scores beyond 0 to 1 have an unknown bound, so that nothing is proven of them.
         ships = float(abs(met).max()) <= 1 and proven(met, len(scores.points) - 1, options.anytime)
-    trials, study = record(scores, scores.rows.get(home), seed)
     return SearchResult(
         best=best,
         shipped=best if ships else home,
@@ -41,12 +43,23 @@ def verdict(scores: Scores, home: Point, options: SearchOptions, seed: int, reas
         interval=belief.interval,
         probability=belief.probability,
         spent=scores.spent,
-        trials=trials,
-        study=study,
+        trials=trials(scores, home),
+        recorded=partial(recorded, scores, home, seed),
         reason=reason,
         space=scores.space,
         favourite=home if leader is None else scores.points[leader],
     )
+
+
+def recorded(scores: Scores, home: Point, seed: int, result: SearchResult) -> Study:
+    """Return the study of a result, with what is believed of every point's difference to the baseline."""
+    base, beliefs = scores.rows.get(home), list[float]()
+    if base is not None and scores.outcomes:
+        means = Surrogate.fit(scores.sums(), fitting_columns(scores.space), apart=base).means
+        beliefs = (means - means[base]).tolist()
+    study = record(scores, home, result.best, beliefs, seed)
+    annotate(study, result, home)
+    return study
 
 
 def favourite(scores: Scores, home: Point) -> tuple[int | None, Belief]:
@@ -56,8 +69,8 @@ def favourite(scores: Scores, home: Point) -> tuple[int | None, Belief]:
     with what the model infers from all other points: the former needs no model, the latter makes up for selection.
     """
     base = scores.rows.get(home)
-    others = [row for row in range(len(scores.points)) if base is not None and row != base and scores.met(row, base)]
-    if base is None or not scores.told[base] or not others:
+    others = [] if base is None else [row for row, met in enumerate(scores.met(base).tolist()) if met and row != base]
+    if base is None or not others:
         return None, Belief(0.0, 0.0)
     columns, sums = fitting_columns(scores.space), scores.sums()
     surrogate = Surrogate.fit(sums, columns, apart=base)

@@ -78,10 +78,12 @@ def test_hedges_and_failures_together(
 ) -> None:
     """The first may fail while the second is out, and the other way round."""
     hasten(monkeypatch, 100)
-    faults = at_random(0.15, [Fault.status_code(500), Fault.status_code(429, retry_after="0"), Fault("drop")], seed=2)
+    faults = at_random(0.4, [Fault.status_code(500), Fault.status_code(429, retry_after="0"), Fault("drop")], seed=2)
     with ScriptedServer(tailed(), faults=faults) as server:
         assert compile_tiny(server.url, tmp_path / "run", hedge=True) == plain[0]
-        assert Record.of(tmp_path / "run").attempts == len(server.requests)
+        record = Record.of(tmp_path / "run")
+        assert record.attempts == len(server.requests)
+        assert record.in_flight <= 5  # a hedge that failed is known to have; the last end with the compile
 
 
 @pytest.mark.parametrize("calls", [0, 5, 120, 205, 215, 320])

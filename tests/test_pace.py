@@ -188,6 +188,18 @@ def test_a_burst_of_refusals_counts_once() -> None:
     assert 16 == pace.limit
 
 
+@pytest.mark.parametrize("status", [503, 529])
+def test_an_overloaded_server_is_heard_at_once(status: int) -> None:
+    """503 says what 429 says; a 500 alone may be anything."""
+    pace = Pace(first=64)
+    for _ in range(64):
+        pace.started()
+    pace.failed("server", 500)
+    assert 64 == pace.limit
+    pace.failed("server", status)
+    assert 32 == pace.limit
+
+
 def test_one_small_step_too_far_is_no_reason_to_halve() -> None:
     world = World(Pace(), refusing(random.Random(6), 40)).run(8000)
     assert sorted(world.limits[1000:])[350] >= 26  # all but a twentieth of the time

@@ -240,7 +240,8 @@ def test_pairs_meet_on_the_examples_that_both_were_told() -> None:
             examples = scores.ask((level,))
             scores.tell(scores.rows[(level,)], [10.0 * level + example for example in examples])
     assert [10.0] * 2 == scores.paired(1, 0).tolist()
-    assert scores.met(1, 0) and not scores.met(2, 0) and not scores.met(2, 1)
+    assert [True, True, False, True] == scores.met(0).tolist()
+    assert [False, False, True, True] == scores.met(2).tolist()
     assert [20.0] * 4 == scores.paired(3, 1).tolist()
     assert [10.0] * 2 == scores.paired(3, 2).tolist()
 
