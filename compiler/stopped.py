@@ -71,7 +71,9 @@ def incumbent(state: State, run: Run, found: SearchResult | None) -> Artifact:
         improved=False,
     )
     if found is None:
-        found = SearchResult(home, home, 0.0, (0.0, 0.0), 0.0, 0, (), blank, "the search hadn't begun", levels.space)
+        found = SearchResult(
+            home, home, 0.0, (0.0, 0.0), 0.0, 0, (), blank, "the search hadn't begun", levels.space, home
+        )
     run.cut = "the run was stopped"
     return emit(
         replace(
