@@ -30,8 +30,8 @@ REPEATS = 9
 """Times that an example is asked again at most; then the model's dice are a tenth of what they were."""
 
 HOPE, WORTH, DRAWS = 0.0015, 0.01, 32
-"""A gain that must be expected to ship, or one that must be expected to be found, for the search to go on, both in units
-of the scores' scale; and draws for it."""
+"""A gain that must be expected to ship, or one that must be expected to be found, for the search to go on, in units of
+the scores' scale; and draws for it."""
 
 NORMAL = NormalDist()
 
