@@ -23,6 +23,9 @@ class SearchOptions:
         block: Examples of a block; None: 5 under a budget of 2,500 metric calls, else 10.
         finalists: How many points race at first.
         guard: The winner ships where the probability that it beats the baseline is at least this.
+        anytime: The level of a test that needs no model, as a second guard: what ships must have beaten the baseline at
+            this level among all points ever asked for, see `eprocess.py`. For scores between 0 and 1. None: the
+            first guard is enough; this one would refuse up to half of what it rightly lets pass.
         min_gain: A gain below this, in the metric's unit, isn't worth shipping.
         price: What a metric call costs that can reuse nothing, in the unit of the oracle's costs. With it the budget is
             counted in such calls: a block is charged in full when it is asked for, and when it is told what it cost,
@@ -38,6 +41,7 @@ class SearchOptions:
     block: int | None = None
     finalists: int = 12
     guard: float = 0.975
+    anytime: float | None = None
     min_gain: float = 0.0
     price: float | None = None
     renewals: tuple[int, ...] = ()

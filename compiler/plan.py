@@ -13,6 +13,7 @@ import numpy as np
 
 from .cost import Costs
 from .explore import Draw, Explorer, Listing, fitting_columns, open_rows, shallowest
+from .futility import chance
 from .scores import Scores
 from .space import Point, SearchSpace
 from .surrogate import START, Place, Surrogate
@@ -34,6 +35,9 @@ HOPE, WORTH, DRAWS = 0.0015, 0.01, 32
 the scores' scale; and draws for it."""
 
 NORMAL = NormalDist()
+
+FUTILE = 0.02
+"""The race ends early where the probability that something ships in the end is below this."""
 
 
 class Plan:
@@ -58,7 +62,7 @@ class Plan:
     ) -> None:
         self.scores, self.explorer, self.budget, self.finalists = scores, explorer, budget, finalists
         self.home, self.rng, self.reason = home, rng, ""
-        self.stochastic, self.costs = stochastic, costs
+        self.stochastic, self.costs, self.guard = stochastic, costs, guard
         self.bar = NORMAL.inv_cdf(min(max(guard, 1e-9), 1 - 1e-9))
         self.blocks_told = self.doubts = 0
         self.fits = 0
@@ -98,7 +102,7 @@ class Plan:
             return None
         if self.scores.depth(self.home) < min(max(2, self.scores.starts), self.scores.blocks):
             return self.home  # on every block that anybody begins with
-        if self._refit() and self.fits % 4 == 0 and not waiting and self._hopeless():
+        if self._refit() and not waiting and (self._futile() or (self.fits % 4 == 0 and self._hopeless())):
             self.reason = "nothing separates the candidates"
             return None
         if waiting:
@@ -154,6 +158,19 @@ class Plan:
         now = max(0.0, float(self.surrogate.means.max() - self.surrogate.means[home]))
         self.doubts = self.doubts + 1 if found / DRAWS - now < WORTH * scale else 0
         return self.doubts > 1
+
+    def _futile(self) -> bool:
+        """Say whether the race can hardly end with a point that passes the guard, whoever wins it."""
+        spent, home = self.scores.charged, self.scores.rows[self.home]
+        if spent < EXPLORE * self.budget or self.surrogate is None:
+            return False
+        favourites = self._favourites()
+        rows = [self.scores.rows[point] for point in favourites if point in self.scores.rows]
+        rows = [row for row in rows if row < len(self.surrogate.means)]
+        if len(rows) < len(favourites):
+            return False  # somebody is still to be met
+        apart = Surrogate.fit(self.surrogate.sums, self.columns, self.place, apart=home)
+        return chance(apart, rows, home, self.budget - spent, self.guard) < FUTILE
 
     def _while_waiting(self) -> Point | None:
         """Return a point that isn't known well enough for now; all of a small space, then the baseline."""

@@ -283,9 +283,14 @@ class Surrogate:
         return mean
 
     @property
+    def sums(self) -> Sums:
+        """What was told."""
+        return self.cells[0].own.design.sums
+
+    @property
     def scale(self) -> float:
         """The spread of the scores, 1 for 0/1."""
-        return self.cells[0].own.design.sums.scale
+        return self.sums.scale
 
     @property
     def variance(self) -> float:

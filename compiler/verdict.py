@@ -6,6 +6,7 @@ from functools import partial
 from optuna.study import Study
 
 from .contract import SearchOptions, SearchResult
+from .eprocess import proven
 from .explore import fitting_columns
 from .scores import Scores
 from .space import Point
@@ -15,7 +16,7 @@ from .surrogate import Belief, Surrogate
 POOLED = 20
 """Examples that the pooled noise counts as, beside those on which the winner met the baseline."""
 
-SLOPES = 1.5
+SLOPES = 1.0
 """The coefficient of variation, from example to example, of how much a difference between points shows there.
 
 An easy example shows none, whoever answers it, and a borderline one shows much: so effects that were learnt on n
@@ -31,6 +32,10 @@ def verdict(scores: Scores, home: Point, options: SearchOptions, seed: int, reas
     leader, belief = favourite(scores, home)
     best = home if leader is None or belief.mean <= 0 else scores.points[leader]
     ships = best != home and belief.probability >= options.guard and belief.mean > options.min_gain
+    if ships and options.anytime is not None:
+        met = scores.paired(scores.rows[best], scores.rows[home])
+        # Scores beyond 0 to 1 have an unknown bound, so that nothing is proven of them.
+        ships = float(abs(met).max()) <= 1 and proven(met, len(scores.points) - 1, options.anytime)
     return SearchResult(
         best=best,
         shipped=best if ships else home,

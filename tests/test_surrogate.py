@@ -11,7 +11,7 @@ from vitrify.compiler.columns import Columns
 from vitrify.compiler.explore import Draw, fitting_columns
 from vitrify.compiler.scores import Scores
 from vitrify.compiler.space import SearchSpace, Slot
-from vitrify.compiler.surrogate import GRID, Belief, Design, Surrogate
+from vitrify.compiler.surrogate import FLAT, GRID, Belief, Design, Surrogate
 
 
 def told(levels: list[tuple[int, ...]], blocks: list[int], sizes: tuple[int, ...], seed: int = 0) -> Scores:
@@ -28,11 +28,14 @@ def told(levels: list[tuple[int, ...]], blocks: list[int], sizes: tuple[int, ...
 POINTS: list[tuple[int, ...]] = [(0, 0), (1, 0), (0, 2), (1, 2), (2, 1)]
 
 
-def dense(scores: Scores, tau2: float, omega2: float, s2: float) -> tuple[Any, Any]:
-    """Return mean and covariance of the points' values, from the joint normal of all outcomes."""
+def dense(scores: Scores, tau2: float, own: Any, s2: float) -> tuple[Any, Any]:
+    """Return mean and covariance of the points' values, from the joint normal of all outcomes.
+
+    `own` is the prior variance of each point's own effect.
+    """
     points = np.array(scores.points)
     shared = (points[:, None, :] == points[None, :, :]).sum(axis=2)
-    prior = tau2 * shared + omega2 * np.eye(len(points))
+    prior = tau2 * shared + np.diag(own)
     rows = [(row, example) for row in range(len(points)) for example in range(len(scores.values(row)))]
     y = np.array([scores.values(row)[example] for row, example in rows])
     pick = np.array([row for row, _ in rows])
@@ -46,18 +49,34 @@ def dense(scores: Scores, tau2: float, omega2: float, s2: float) -> tuple[Any, A
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 4), min_size=5, max_size=5), st.integers(0, 8), st.integers(0, 8))
-def test_the_posterior_is_the_textbooks(blocks: list[int], tau: int, omega: int) -> None:
+@given(
+    st.lists(st.integers(1, 4), min_size=5, max_size=5),
+    st.integers(0, 8),
+    st.integers(0, 8),
+    st.none() | st.integers(0, 4),
+)
+def test_the_posterior_is_the_textbooks(blocks: list[int], tau: int, omega: int, apart: int | None) -> None:
     scores = told(POINTS, blocks, (3, 3))
     sums = scores.sums()
     columns = Columns.spanning([3, 3])
     tau2, omega2 = GRID[tau] ** 2, GRID[omega] ** 2
-    cell = Design(sums, columns).normal(omega2).cell(tau2)
-    mean, covariance = dense(scores, tau2, omega2, sums.variance)
+    cell = Design(sums, columns, apart=apart).normal(omega2).cell(tau2)
+    own = np.full(5, omega2)
+    if apart is not None:
+        own[apart] = FLAT**2
+    mean, covariance = dense(scores, tau2, own, sums.variance)
     ours = cell.rows(cell.mean)
     np.testing.assert_allclose(ours - ours[0], mean - mean[0], atol=2e-4)
     spread = np.diag(covariance) + covariance[0, 0] - 2 * covariance[0]
     np.testing.assert_allclose(cell.spreads([1, 2, 3, 4], 0), spread[1:], rtol=2e-3, atol=1e-7)
+
+
+def test_what_many_points_learnt_on_few_examples_counts_as_those_examples() -> None:
+    scores = told(POINTS, [4, 1, 1, 1, 3], (3, 3))
+    surrogate = Surrogate.fit(scores.sums(), Columns.spanning([3, 3]))
+    assert 3 == surrogate.breadth([0, 4])
+    assert (3 * 4 + 3 + 3) ** 2 / (3 * 4**2 + 3 + 3) == pytest.approx(surrogate.breadth([0]))
+    assert 1 == surrogate.breadth(range(5))
 
 
 def test_the_weights_are_the_textbooks() -> None:
