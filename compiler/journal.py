@@ -32,6 +32,9 @@ from .study import distributions, estimates, quiet
 SECONDS = 1.0
 """The least time between two writes."""
 
+LARGEST = 4_000_000
+"""Bytes above which a run that is continued begins with an empty file; a dashboard that is open must be told to."""
+
 SHOWN = 300
 """Characters of an instruction that the study shows."""
 
@@ -45,8 +48,13 @@ class Lines(BaseJournalBackend):
         whole = text[: text.rfind(b"\n") + 1]  # a kill may have cut the last line off
         try:
             self.logs: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
-        except ValueError:
-            self.logs, whole = [], b""
+            JournalStorage(self)
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError):  # no journal of ours
+            whole = b""
+        if len(whole) > LARGEST:
+            whole = b""
+        if not whole:
+            self.logs = []
         if whole != text:
             path.write_bytes(whole)
         self.written = len(self.logs)

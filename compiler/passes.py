@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ..programs.candidate import Candidate
 from ..programs.lm import Usage
 from ..signatures.canonical import canonical_json
+from ..signatures.errors import WorkError
 from .budget import BudgetExhausted
 from .data import Example
 from .evaluate import Errand
@@ -152,6 +153,9 @@ def search(state: State, run: Run) -> State:
     except Interrupted as stop:
         journal.finish(stop.result.study, {"levels": in_words(oracle.levels)})
         raise Stopped(replace(state, levels=oracle.levels, found=stop.result)) from None
+    except WorkError:
+        journal.write()
+        raise
     # The levels that the search saw: where it ended before its renewal, the points know of no others.
     journal.finish(found.study, {"levels": in_words(oracle.levels)})
     if journal.problem is not None:

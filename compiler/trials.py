@@ -139,7 +139,8 @@ class Trials(Scores):
                 if abs(gap) < HUGE:
                     sums = self._gaps.setdefault(at, [0.0, 0.0, 0.0])
                     sums[0], sums[1], sums[2] = sums[0] + 1, sums[1] + gap, sums[2] + gap * gap
-        self._others = self._others or len(trial.params) > len(self.names)
+        varying = sum(not distribution.single() for distribution in trial.distributions.values())
+        self._others = self._others or varying > len(self.names)
         self._told[row] += 1
         self._rows.append(row)
         self._steps.append(step)
@@ -175,11 +176,13 @@ class Trials(Scores):
         """Return what each trial is believed to come to, and the variance of what it lacks."""
         values, extra = np.array(self._results), np.zeros(len(self._results))
         steps = np.array(self._steps, dtype=np.int64)
+        if (steps >= 0).all():  # nothing ever went on to the end: that is what there is to compare
+            return values, extra
         for step in np.unique(steps[steps >= 0]):
             pruned = steps == step
             known = [at for at in self._gaps if at <= step]
             n, total, squares = self._gaps[max(known)] if known else (0.0, 0.0, 0.0)
-            finite = values[np.isfinite(values)]
+            finite = values[np.abs(values) < HUGE]
             # One trial more, that went on as they did on the average and varied as values do.
             values[pruned] += total / n if n else 0.0
             extra[pruned] = (max(0.0, squares - total**2 / max(1.0, n)) + float(finite.var())) / max(1.0, n)

@@ -315,6 +315,16 @@ def test_pruned_trials_count_for_what_they_reported() -> None:
     assert told["with"].count(3) >= 6
 
 
+def test_where_every_trial_is_pruned_their_reports_are_what_there_is() -> None:
+    study = study_of(AdditiveSampler(seed=0))
+    for _ in range(40):
+        trial = study.ask({**space(5, 5), "fixed": CategoricalDistribution(["one"])})
+        trial.report(float(trial.params["s0"] + trial.params["s1"]), step=3)
+        study.tell(trial, state=TrialState.PRUNED)
+    assert (4, 4) in {(trial.params["s0"], trial.params["s1"]) for trial in study.trials[:25]}
+    assert len({(trial.params["s0"], trial.params["s1"]) for trial in study.trials}) >= 23
+
+
 def test_violated_constraints_are_the_worst() -> None:
     study = study_of(AdditiveSampler(seed=0))
     for _ in range(40):
