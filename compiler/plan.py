@@ -29,8 +29,9 @@ ENOUGH = 40
 REPEATS = 9
 """Times that an example is asked again at most; then the model's dice are a tenth of what they were."""
 
-HOPE, DRAWS = 0.0015, 32
-"""A gain that must be expected to ship, in units of the scores' scale, for the search to go on; and draws for it."""
+HOPE, WORTH, DRAWS = 0.0015, 0.01, 32
+"""A gain that must be expected to ship, or one that must be expected to be found, for the search to go on, in units of
+the scores' scale; and draws for it."""
 
 NORMAL = NormalDist()
 
@@ -127,28 +128,31 @@ class Plan:
         return True
 
     def _hopeless(self) -> bool:
-        """Say whether going on is expected to ship next to nothing, twice in a row.
+        """Say, twice in a row, that going on is expected to ship next to nothing and to find little.
 
         In each of some draws the best point has a gain. At the end it is known with the noise of the pair on all
-        examples, and ships where it is far enough above that for the guard.
+        examples, and ships where it is far enough above that for the guard. What may be found is what the best points
+        of the draws have on the average above the favourite.
         """
         assert self.surrogate is not None
         if self.scores.outcomes < DESIGN * self.budget:
             return False
         scale, home = self.surrogate.scale, self.scores.rows[self.home]
         noise = math.sqrt(2 * self.surrogate.variance / len(self.scores.order))
-        top, shipped = np.array([self.surrogate.top(self.columns)]), 0.0
+        top, shipped, found = np.array([self.surrogate.top(self.columns)]), 0.0, 0.0
         for _ in range(DRAWS):
             draw = Draw(self.surrogate.pick(self.rng), self.scores, self.rng)
             best = float(draw.rows.max())
             if not self.listing.points:
                 best = max(best, float(draw.unknown(top)[0]))
             gain = best - float(draw.rows[home])
+            found += gain
             shipped += gain * NORMAL.cdf(gain / noise - self.bar)
             if shipped > HOPE * scale * DRAWS:
                 self.doubts = 0
                 return False
-        self.doubts += 1
+        now = max(0.0, float(self.surrogate.means.max() - self.surrogate.means[home]))
+        self.doubts = self.doubts + 1 if found / DRAWS - now < WORTH * scale else 0
         return self.doubts > 1
 
     def _while_waiting(self) -> Point | None:
