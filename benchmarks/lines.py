@@ -91,7 +91,7 @@ def fingerprint(cell: str, who: str) -> str:
         root = _file(search).parent.parent
         parts = [path.read_text() for package in ("compiler", "programs", "signatures", "teleprompters", "vitrify")
                  for path in sorted((root / package).glob("*.py"))]  # fmt: skip
-        return _digest(*parts, dspy.__version__, optuna.__version__)
+        return _digest(*parts, (Path(__file__).parent / "road.py").read_text(), dspy.__version__, optuna.__version__)
     parts = [_file(tables if cell.partition("-")[0] in tables.FILES else worlds).read_text()]
     if who == "mipro":
         parts += [_file(mipro).read_text(), dspy.__version__, optuna.__version__]

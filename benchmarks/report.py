@@ -155,7 +155,8 @@ def worlds(results: Sequence[Result]) -> list[str]:
         said.append(row([
             result.name, str(result.budget), mean(result.gain("mipro")).shown(".1f"),
             mean(result.gain("ours")).shown(".1f"), mean(result.gain("ours", "shipped")).shown(".1f"),
-            mean(result.ahead("ours", "mipro")).shown(), mean(result.ahead("ours", "mipro", "shipped")).shown(), *shares,
+            mean(result.ahead("ours", "mipro")).shown(),
+            mean(result.ahead("ours", "mipro", "shipped")).shown(), *shares,
             *(mean(result.ahead("ours", who)).shown() for who in rivals),
         ]))  # fmt: skip
     said += [
