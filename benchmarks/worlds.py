@@ -102,6 +102,17 @@ def normals(seed: int, levels: Ints) -> Floats:
     return drawn
 
 
+def normal(seed: int, point: Point) -> float:
+    """Return the same number as `normals` for one point, which is asked for alone again and again."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % 2**64
+    for level in point:
+        mixed = (mixed + (level + 1) * 0x9E3779B97F4A7C15) % 2**64
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+        mixed = mixed ^ (mixed >> 31)
+    return float(ndtri(((mixed >> 11) + 0.5) / 2.0**53))
+
+
 class World:
     """One world: an oracle whose truth is known.
 
@@ -153,7 +164,7 @@ class World:
         shares = np.array([effects.var() for effects in main])
         spread = float(np.sqrt(shares.sum() + (len(main) - 1) * self.kind.pair**2 + self.kind.own**2))
         goal = sum(float(effects.mean()) for effects in main) + up * spread
-        missing = goal - float(self.logits(np.array([self.home]))[0])
+        missing = goal - self.logit(self.home)
         for effects, share in zip(self._effects, shares / shares.sum(), strict=True):
             effects[0] += missing * float(share)
 
@@ -174,10 +185,15 @@ class World:
             values = values + table[levels[:, one], levels[:, other]]
         return values
 
+    def logit(self, point: Point) -> float:
+        """Return the logit of one point."""
+        value = self.kind.own * normal(self.seed, point) if self.kind.own else 0.0
+        value += sum(float(effects[level]) for effects, level in zip(self._effects, point, strict=True))
+        return value + sum(float(table[point[one], point[other]]) for one, other, table in self._pairs)
+
     def truth(self, point: Point) -> float:
         """Return a point's mean over all examples that could be drawn."""
-        logit = float(self.logits(np.array([point]))[0])
-        return float(curve(self.kind.noise, self.kind.graded)(logit + self._base))
+        return float(curve(self.kind.noise, self.kind.graded)(self.logit(point) + self._base))
 
     def score(self, point: Point, examples: Sequence[int]) -> Floats:
         """Return a point's scores on rows; asked again, the same."""
@@ -185,7 +201,7 @@ class World:
         if known is None:
             rng = np.random.default_rng([self.seed, 5, *point])
             noise = rng.logistic(0, self.kind.noise, max(ROWS.values()))[: self.examples]
-            sums = self._difficulty + float(self.logits(np.array([point]))[0]) + noise
+            sums = self._difficulty + self.logit(point) + noise
             known = expit(STEEPNESS * sums) if self.kind.graded else (sums > 0).astype(np.float64)
             self._known[point] = known
         drawn: Floats = known[list(examples)]

@@ -40,6 +40,7 @@ def test_a_world_is_the_same_whoever_asks() -> None:
         np.testing.assert_array_equal(one.score(point, range(100)), other.score(point, range(100)))
     assert one.truth((1, 2, 3, 4)) != worlds.World("default", 2, "light", 6).truth((1, 2, 3, 4))
     assert 72**2 == one.space.size
+    np.testing.assert_allclose([one.logit(p) for p in points], one.logits(np.array(points)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["default", "coupled", "interaction"])
