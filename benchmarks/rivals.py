@@ -35,8 +35,8 @@ FINALS = 0.3
 LEADERS = 4
 """How many leaders those calls are for, at least."""
 
-FIRST = {"listed": 8, "few": 5, "many": 3}
-"""Rows of the first round of halving: of points that are listed, of a product of up to a thousand, of more."""
+FIRST = 2
+"""Rows of the first round of halving; each later round doubles them. More points on fewer rows: 3, 5, 8 are worse."""
 
 SHARES = {"ours": 1, "ours/2": 2, "ours/4": 4, "ours/8": 8}
 """Our search by what its calls are divided by."""
@@ -217,9 +217,8 @@ def halving(task: Task, counter: Counter, seed: int, paired: bool = False) -> Po
     rng = np.random.default_rng([seed, 25 if paired else 24])
     book, points = Book(counter, rng, paired), Points(task.space, rng, task.home)
     field: list[Point] = [task.home]
-    begin = FIRST["listed" if task.space.feasible is not None else "few" if task.space.size <= 1_000 else "many"]
     while counter.left > 0:
-        first = begin
+        first = FIRST
         while True:
             steps = rungs(first, counter.examples)
             room = max(2, int(counter.left / bracket(steps)))
@@ -238,7 +237,8 @@ def halving(task: Task, counter: Counter, seed: int, paired: bool = False) -> Po
             if place < len(steps) - 1:
                 field = sorted(field, key=book.mean, reverse=True)[: max(1, len(field) // 2)]
         field = [max(field, key=lambda point: (book.counts[point], book.mean(point)))]
-    return book.finish()
+    book.finish()
+    return book.choose()
 
 
 def rungs(first: int, rows: int) -> list[int]:
