@@ -40,8 +40,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("VITRIFY_DATA", ROOT.parent / "shared" / "data"))
 
 
-COMPILERS = ("vitrify light", "dspy.MIPROv2 light", "vitrify medium", "dspy.MIPROv2 medium")
-"""Who compiles, and with which effort; the first two in a quick run."""
+COMPILERS = tuple(f"{name} {effort}" for effort in ("light", "medium")
+                  for name in ("dspy.MIPROv2", "vitrify", "vitrify, as many calls,"))  # fmt: skip
+"""Who compiles, and with which effort; "as many calls" as MIPROv2 just took where that is less. The first three in a
+quick run."""
 
 MARK = "[[ ## message ## ]]\n"
 """What stands before the row's own text in the last message of a prompt of these programs."""
@@ -149,11 +151,12 @@ def score(program: Any, rows: tuple[Example, ...], metric: Any) -> float:
     return statistics.fmean(values)
 
 
-def ours(task: Task, splits: Splits, seed: int, effort: Literal["light", "medium"]) -> Result:
-    """Compile with vitrify."""
+def ours(task: Task, splits: Splits, seed: int, effort: Literal["light", "medium"], calls: int | None = None) -> Result:
+    """Compile with vitrify; `calls` are the most that it may take besides those on the test."""
     tested = _tested(splits)
     lm, metric = Counted(tested), CountedMetric(task.metric, tested)
     rows = [{**row.inputs, **row.labels} for row in (*splits.train, *splits.select)]
+    certifying = 2 * len(splits.test) * len(task.program().predictors())
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         artifact = vitrify.compile(
@@ -162,6 +165,7 @@ def ours(task: Task, splits: Splits, seed: int, effort: Literal["light", "medium
             metric,
             lm=lm,
             seed=seed,
+            budget=None if calls is None else vitrify.Budget(calls=calls + certifying),
             run_dir=Path(folder) / "run",
             options=vitrify.Options(
                 effort=effort,
@@ -196,11 +200,13 @@ def _tested(splits: Splits) -> frozenset[str]:
     return frozenset(first_lines(row.inputs["message"]) for row in splits.test)
 
 
-def outcome(task: Task, who: str, seed: int) -> dict[str, Any]:
-    """Return what one of `COMPILERS` gave."""
+def outcome(task: Task, who: str, seed: int, calls: int | None = None) -> dict[str, Any]:
+    """Return what one of `COMPILERS` gave; `calls` are those that MIPROv2 took with the same effort."""
     name, _, effort = who.rpartition(" ")
-    compiler = ours if name == "vitrify" else theirs
-    return asdict(compiler(task, task.split(seed), seed, cast(Literal["light", "medium"], effort)))
+    mode = cast(Literal["light", "medium"], effort)
+    if name == "dspy.MIPROv2":
+        return asdict(theirs(task, task.split(seed), seed, mode))
+    return asdict(ours(task, task.split(seed), seed, mode, calls if "," in name else None))
 
 
 @contextlib.contextmanager
@@ -231,21 +237,23 @@ def main() -> None:
     print("| task | compiler | baseline % | compiled % | metric calls | model calls | tokens | seconds |")
     print("|---|---|---|---|---|---|---|---|")
     for task in tasks():
-        seconds: dict[str, list[float]] = {}
+        results: dict[str, list[Result]] = {}
         for who in COMPILERS:
-            results = [Result(**outcome(task, who, seed)) for seed in range(arguments.repeats)]
-            seconds[who] = [result.seconds for result in results]
+            calls = [result.lm_calls for result in results.get(f"dspy.MIPROv2 {who.split()[-1]}", [])]
+            results[who] = runs = [
+                Result(**outcome(task, who, seed, calls[seed] if calls else None)) for seed in range(arguments.repeats)
+            ]
             print(
-                f"| {task.name} | {who} | {shown([100 * r.baseline for r in results], '.1f')} "
-                f"| {shown([100 * r.compiled for r in results], '.1f')} "
-                f"| {shown([float(r.metric_calls) for r in results], ',.0f')} "
-                f"| {shown([float(r.lm_calls) for r in results], ',.0f')} "
-                f"| {shown([float(r.tokens) for r in results], ',.0f')} | {shown(seconds[who], '.1f')} |",
+                f"| {task.name} | {who} | {shown([100 * r.baseline for r in runs], '.1f')} "
+                f"| {shown([100 * r.compiled for r in runs], '.1f')} "
+                f"| {shown([float(r.metric_calls) for r in runs], ',.0f')} "
+                f"| {shown([float(r.lm_calls) for r in runs], ',.0f')} "
+                f"| {shown([float(r.tokens) for r in runs], ',.0f')} | {shown([r.seconds for r in runs], '.1f')} |",
                 flush=True,
             )
         for effort in ("light", "medium"):
-            pairs = zip(seconds[f"vitrify {effort}"], seconds[f"dspy.MIPROv2 {effort}"], strict=True)
-            ratios = [ours / theirs for ours, theirs in pairs]
+            pairs = zip(results[f"vitrify {effort}"], results[f"dspy.MIPROv2 {effort}"], strict=True)
+            ratios = [ours.seconds / theirs.seconds for ours, theirs in pairs]
             print(f"| {task.name} | vitrify / MIPROv2, {effort} | | | | | | ratio {shown(ratios, '.2f')} |")
 
 
