@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := .vitrify/demo
 
-.PHONY: help demo test torture check bench bench-engine clean
+.PHONY: help demo test torture check bench bench-engine bench-search clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -46,6 +46,9 @@ bench: $(VENV)/.dev ## the road beside MIPROv2, on the embedded model
 
 bench-engine: $(VENV)/.dev ## the engine's figures as ratios against stock DSPy
 	$(BIN)/python benchmarks/engine.py
+
+bench-search: $(VENV)/.dev ## the search beside MIPROv2 and others: a few minutes (FULL=1: hours)
+	$(BIN)/python benchmarks/search.py $(if $(FULL),--full)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .vitrify build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
