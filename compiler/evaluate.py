@@ -262,7 +262,8 @@ class Evaluator:
         """Run a sealed program on the client's loop; a metric of the user's own runs in a thread."""
         assert asked.bound.looped is not None
         began = time.monotonic()
-        scope = Scope(self._metered_own, certifying=asked.errand.certifying)
+        # Who waits for another evaluation's call leaves the place in the queue to somebody who has one to make.
+        scope = Scope(self._metered_own, certifying=asked.errand.certifying, aside=self._pool.aside)
         self.pace.started()
         try:
             try:

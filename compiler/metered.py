@@ -7,7 +7,7 @@ run it, one in the caller's thread and one on the caller's loop.
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -40,14 +40,21 @@ class Scope:
         certifying: Whether the sealed test needs them.
         refusal: The first failure of the infrastructure, or None.
         over: Whether the evaluation has ended; who still calls then belongs to nobody.
+        aside: What a coroutine waits through for another evaluation's call.
     """
 
     def __init__(
-        self, meter: "Callable[[Any], Any] | None" = None, role: Role = "task", *, certifying: bool = False
+        self,
+        meter: "Callable[[Any], Any] | None" = None,
+        role: Role = "task",
+        *,
+        certifying: bool = False,
+        aside: "Callable[[Awaitable[Any]], Awaitable[Any]] | None" = None,
     ) -> None:
         self.meter = meter
         self.role: Role = role
         self.certifying = certifying
+        self.aside = aside
         self._seen: dict[str, Charge] = {}
         self._lock = threading.Lock()
         self._reparsed = 0
@@ -195,7 +202,8 @@ class MeteredLM:
                         await asyncio.sleep(step)
                         value = None
                     else:
-                        value = await asyncio.shield(asyncio.wrap_future(step))
+                        coming = asyncio.shield(asyncio.wrap_future(step))
+                        value = await (coming if scope is None or scope.aside is None else scope.aside(coming))
                 except BaseException as error:  # noqa: BLE001 - the generator decides
                     resume, value = steps.throw, error
         except StopIteration as done:

@@ -6,9 +6,9 @@ import heapq
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,6 +22,7 @@ class _Item(Future[Any]):
         self.make: Callable[[], Any] | None = make
         self.loop = loop
         self.task: asyncio.Task[Any] | None = None
+        self.back: _Item | None = None  # who gets the place: one that gave it away for a while
 
     def cancel(self) -> bool:
         """Cancel what hasn't begun, and let go of what it holds: its entry may stay in the queue for a while."""
@@ -37,6 +38,13 @@ class _Item(Future[Any]):
                 self.set_result(result)
             else:
                 self.set_exception(error)
+
+
+_MINE: ContextVar[_Item | None] = ContextVar("_MINE", default=None)
+"""The item that the running task does."""
+
+FIRST = -1
+"""The priority of who comes back to a place that was given away."""
 
 
 class Workers:
@@ -62,6 +70,7 @@ class Workers:
         self._order = itertools.count()
         self._lock = threading.Lock()
         self._running: set[_Item] = set()
+        self._aside: set[_Item] = set()
         self._empty = threading.Condition(self._lock)
         self._handed: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()  # to idle threads
         self._idle = 0
@@ -70,7 +79,7 @@ class Workers:
 
     @property
     def running(self) -> int:
-        """How many have begun and not ended."""
+        """How many have begun and not ended, those that gave their place away not counted."""
         return len(self._running)
 
     @property
@@ -91,6 +100,39 @@ class Workers:
         """
         return self._submit(_Item(make, loop), priority)
 
+    async def aside(self, coming: Awaitable[T]) -> T:
+        """Wait for what other work brings, without a place meanwhile; called by a task of `submit_async`.
+
+        Whoever comes back goes before all that wait.
+        """
+        item = _MINE.get()
+        if item is None or item.loop is None:
+            return await coming
+        with self._lock:
+            self._running.discard(item)
+            self._aside.add(item)
+            begun = self._fill()
+        self._launch(begun, item.loop)
+        try:
+            return await coming
+        finally:
+            back = self._return(item)
+            if back is not None:
+                await asyncio.wrap_future(back)
+
+    def _return(self, item: _Item) -> "Future[Any] | None":
+        """Ask for a place again, on the item's loop; returns None where it has one at once."""
+        with self._lock:
+            self._aside.discard(item)
+            if self._closed or len(self._running) < self._room():
+                self._running.add(item)
+                return None
+            back = _Item(None, item.loop)
+            back.back = item
+            self._aside.add(item)
+            heapq.heappush(self._heap, (FIRST, next(self._order), back))
+            return back
+
     def widen(self) -> None:
         """Begin what a raised limit has room for."""
         with self._lock:
@@ -110,16 +152,23 @@ class Workers:
         """Take from the queue what may run now; with the lock held."""
         if not self._heap:
             return []
-        room = self._limit()
-        if self._most is not None and room > self._most:
-            room = self._most
+        room = self._room()
         begun = []
         while self._heap and len(self._running) < room:
             item = heapq.heappop(self._heap)[2]
             if item.set_running_or_notify_cancel():
-                self._running.add(item)
+                self._take(item)
                 begun.append(item)
         return begun
+
+    def _room(self) -> int:
+        room = self._limit()
+        return room if self._most is None else min(room, self._most)
+
+    def _take(self, item: _Item) -> None:
+        """Give a place to an item, or back to the one that it stands for; with the lock held."""
+        self._running.add(item.back or item)
+        self._aside.discard(item.back or item)
 
     def _launch(self, items: list[_Item], here: asyncio.AbstractEventLoop | None = None) -> None:
         """Bring items to a thread or to their loop; `here` is the loop that this code runs on."""
@@ -133,7 +182,7 @@ class Workers:
                     item.loop.call_soon_threadsafe(self._launch, [item], item.loop, context=Context())
                 except RuntimeError as error:  # the loop is closed
                     item.settle(None, error)
-                    items += self._release(item)
+                    items += self._release(item.back or item)
 
     def _hand(self, item: _Item) -> list[_Item]:
         """Give an item to an idle thread or a new one; returns what begins in its stead where there can be none."""
@@ -186,10 +235,14 @@ class Workers:
 
     def _begin(self, item: _Item) -> list[_Item]:
         """Make the task, on its loop; returns what begins in its stead where there is none."""
+        if item.back is not None:
+            item.settle(None, None)
+            return []
         make, item.make = item.make, None
         if item.loop is None or make is None or item.done():  # given up between the queue and the loop
             return self._release(item)
         context = Context()
+        context.run(_MINE.set, item)
         try:
             item.task = item.loop.create_task(context.run(make), context=context)
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
@@ -216,7 +269,8 @@ class Workers:
     def _vacate(self, item: _Item) -> list[_Item]:
         """Give a place back, with the lock held."""
         self._running.discard(item)
-        if not self._running:
+        self._aside.discard(item)
+        if not self._running and not self._aside:
             self._empty.notify_all()
         return self._fill()
 
@@ -230,15 +284,21 @@ class Workers:
             self._closed = True
             waiting = [item for _, _, item in self._heap]
             self._heap.clear()
+            # Who comes back to a place has begun, and may end.
+            back = [item for item in waiting if item.back is not None and item.set_running_or_notify_cancel()]
+            for item in back:
+                self._take(item)
+        self._launch(back)
         for item in waiting:
-            item.cancel()
-            item.set_running_or_notify_cancel()
+            if item.back is None:
+                item.cancel()
+                item.set_running_or_notify_cancel()
         with self._lock:
-            running = list(self._running)
+            running = [*self._running, *self._aside]
         if not wait:
             self._abandon(running)
         with self._lock:
-            while wait and self._running:
+            while wait and (self._running or self._aside):
                 self._empty.wait()
             for _ in range(self._idle):
                 self._handed.put(None)
