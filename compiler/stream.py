@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from .contract import SearchOptions, SearchResult
 from .explore import Additive
 from .oracle import Block, Exhausted, Oracle
-from .plan import Plan
+from .plan import EXPLORE, Plan
 from .rng import generator
 from .sampler import OptunaExplorer
 from .scores import Scores
@@ -18,8 +18,9 @@ from .verdict import verdict
 SHORT = 2_500
 """Metric calls below which blocks are small."""
 
-WINDOW = 1 / 6
-"""The most of the budget that is in flight: whoever asks for more at once learns too late from the answers."""
+WINDOW, LATE_WINDOW = 1 / 6, 1 / 4
+"""The most of the budget that is in flight, while the search explores and later: whoever asks for more at once learns
+too late from the answers. Races and duels, which ask for little that depends on the last answers, bear more of it."""
 
 
 class Stream:
@@ -48,7 +49,6 @@ class Stream:
         )
         self.plan = Plan(self.scores, explorer, budget, options.finalists, home, rng)
         self.flying: deque[tuple[int, int, Future[Block]]] = deque()
-        self.window = max(1, min(options.window, int(WINDOW * budget)))
         self.ahead = self.blocks_asked = 0
         self.reason = ""
 
@@ -57,7 +57,7 @@ class Stream:
         if self.oracle.examples == 0 or self.budget < 2:
             self.reason = "there is nothing to choose from"
         while not self.reason:
-            if self.flying and self.ahead + self.scores.size > self.window and not self.plan.designing():
+            if self.flying and self.ahead + self.scores.size > self._window() and not self.plan.designing():
                 self._tell()
                 continue
             while self.renewals and self.blocks_asked >= self.renewals[0]:
@@ -73,10 +73,13 @@ class Stream:
                 self._tell()
             else:
                 self.reason = "nothing is left worth asking"
-        if self.flying:
-            self.options.ending()
         while self.flying:
             self._tell()
+
+    def _window(self) -> int:
+        """Return the most metric calls that are in flight now; by what was asked for, so the same in every run."""
+        share = WINDOW if self.scores.spent < EXPLORE * self.budget else LATE_WINDOW
+        return max(1, min(self.options.window, int(share * self.budget)))
 
     def _ask(self, point: Point) -> None:
         """Ask for a point's next block, where budget and options have room for it."""

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextvars import Context, ContextVar
 from typing import Any, TypeVar
@@ -41,7 +41,7 @@ class _Item(Future[Any]):
 
 
 _MINE: ContextVar[_Item | None] = ContextVar("_MINE", default=None)
-"""The item that the running task does."""
+"""What the running task does."""
 
 FIRST = -1
 """The priority of who comes back to a place that was given away."""
@@ -71,6 +71,7 @@ class Workers:
         self._lock = threading.Lock()
         self._running: set[_Item] = set()
         self._aside: set[_Item] = set()
+        self._mine = threading.local()  # `item`: what a thread of ours does
         self._empty = threading.Condition(self._lock)
         self._handed: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()  # to idle threads
         self._idle = 0
@@ -100,28 +101,46 @@ class Workers:
         """
         return self._submit(_Item(make, loop), priority)
 
-    async def aside(self, coming: Awaitable[T]) -> T:
-        """Wait for what other work brings, without a place meanwhile; called by a task of `submit_async`.
+    def aside(self, coming: "Future[T]") -> T:
+        """Wait for what other work brings, without a place meanwhile; called in a thread of `submit`.
 
-        Whoever comes back goes before all that wait.
+        Whoever comes back goes before all that wait. A thread that the work itself started keeps the place: others of
+        its threads may be at work.
         """
-        item = _MINE.get()
-        if item is None or item.loop is None:
-            return await coming
-        with self._lock:
-            self._running.discard(item)
-            self._aside.add(item)
-            begun = self._fill()
-        self._launch(begun, item.loop)
+        item: _Item | None = getattr(self._mine, "item", None)
+        if item is None or coming.done():
+            return coming.result()
+        self._leave(item)
         try:
-            return await coming
+            return coming.result()
+        finally:
+            back = self._return(item)
+            if back is not None:
+                back.result()
+
+    async def aaside(self, coming: "Future[T]") -> T:
+        """Do the same in a task of `submit_async`."""
+        item = _MINE.get()
+        if item is None or coming.done():
+            return await asyncio.shield(asyncio.wrap_future(coming))
+        self._leave(item)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(coming))
         finally:
             back = self._return(item)
             if back is not None:
                 await asyncio.wrap_future(back)
 
+    def _leave(self, item: _Item) -> None:
+        """Give an item's place to others."""
+        with self._lock:
+            self._running.discard(item)
+            self._aside.add(item)
+            begun = self._fill()
+        self._launch(begun, item.loop)
+
     def _return(self, item: _Item) -> "Future[Any] | None":
-        """Ask for a place again, on the item's loop; returns None where it has one at once."""
+        """Ask for a place again; returns None where there is one at once, else what waits for it."""
         with self._lock:
             self._aside.discard(item)
             if self._closed or len(self._running) < self._room():
@@ -173,7 +192,9 @@ class Workers:
     def _launch(self, items: list[_Item], here: asyncio.AbstractEventLoop | None = None) -> None:
         """Bring items to a thread or to their loop; `here` is the loop that this code runs on."""
         for item in items:  # it grows where one fails to begin
-            if item.loop is None:
+            if item.back is not None and item.loop is None:
+                item.settle(None, None)
+            elif item.loop is None:
                 items += self._hand(item)
             elif item.loop is here:
                 items += self._begin(item)
@@ -214,15 +235,17 @@ class Workers:
             make, item.make = item.make, None
             result: Any = None
             failure: BaseException | None = None
+            self._mine.item = item
             try:
                 result = Context().run(make)  # type: ignore[arg-type]  # begun once, so there is one
             except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
                 failure = error
+            self._mine.item = None
             item.settle(result, failure)
             make = result = failure = None  # nothing is kept alive while waiting for more
             with self._lock:
                 begun = self._vacate(item)
-                item = next((other for other in begun if other.loop is None), None)
+                item = next((other for other in begun if other.loop is None and other.back is None), None)
                 if item is not None:
                     begun.remove(item)
                 elif self._closed and self._idle >= 0:
