@@ -18,6 +18,7 @@ import sys
 import time
 import zlib
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 MARKER = re.compile(r"`\[\[ ## (\w+) ## \]\]`(?: \(must be formatted as a valid Python (Literal\[.*?\])\))?")
@@ -91,8 +92,7 @@ class Known:
     """
 
     def __init__(self, file: str, name: str) -> None:
-        with open(file, encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
         self._rows = {row[name]: row for row in rows}
         self._input = re.compile(rf"\[\[ ## {name} ## \]\]\n(.*?)\n\n", re.DOTALL)
 

@@ -74,9 +74,13 @@ def _owner(errand: Errand) -> str:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Timeline]:
-    """Watch the compiles of this process: every call that leaves, and the pass that it is for."""
-    found = Timeline()
+def watched(step: float = 0.25) -> Iterator[Timeline]:
+    """Watch the compiles of this process: every call that leaves, and the pass that it is for.
+
+    Args:
+        step: Seconds of a line.
+    """
+    found = Timeline(step)
     begin, evaluated, alooped, ask, aask = (
         Run.begin, Evaluator._evaluated, Evaluator._alooped, MeteredLM._ask, MeteredLM._aask,
     )  # fmt: skip

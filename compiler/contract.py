@@ -15,8 +15,8 @@ class SearchOptions:
 
     Attributes:
         sampler: What explores: `additive` is ours; `tpe`, `random` and `gp` are Optuna's.
-        window: Metric calls asked for before the first is told, at most a sixth of the budget while the search explores
-            and a quarter of it later; a balanced design, which no answer changes, is asked for at once. Fixed, so that
+        window: Metric calls asked for before the first is told, at most a sixth of the budget, and a quarter of it in
+            the duel; a balanced design, which no answer changes, is asked for at once. Fixed, so that
             decisions don't depend on the concurrency, and five to ten times what is in flight, since blocks are told
             in the order asked.
         block: Examples of a block; None: 5 under a budget of 2,500 metric calls, else 10.

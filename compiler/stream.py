@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from .contract import SearchOptions, SearchResult
 from .explore import Additive
 from .oracle import Block, Exhausted, Oracle
-from .plan import EXPLORE, Plan
+from .plan import RACE, Plan
 from .rng import generator
 from .sampler import OptunaExplorer
 from .scores import Scores
@@ -18,9 +18,9 @@ from .verdict import verdict
 SHORT = 2_500
 """Metric calls below which blocks are small."""
 
-WINDOW, LATE_WINDOW = 1 / 6, 1 / 4
-"""The most of the budget that is in flight, while the search explores and later: whoever asks for more at once learns
-too late from the answers. Races and duels, which ask for little that depends on the last answers, bear more of it."""
+WINDOW, DUEL_WINDOW = 1 / 6, 1 / 4
+"""The most of the budget that is in flight, until the duel and in it: whoever asks for more at once learns too late from
+the answers. The duel, where hardly anything that is asked for depends on the last answers, bears more."""
 
 
 class Stream:
@@ -78,7 +78,7 @@ class Stream:
 
     def _window(self) -> int:
         """Return the most metric calls that are in flight now; by what was asked for, so the same in every run."""
-        share = WINDOW if self.scores.spent < EXPLORE * self.budget else LATE_WINDOW
+        share = WINDOW if self.scores.spent < RACE * self.budget else DUEL_WINDOW
         return max(1, min(self.options.window, int(share * self.budget)))
 
     def _ask(self, point: Point) -> None:

@@ -146,7 +146,7 @@ class Workers:
             if self._closed or len(self._running) < self._room():
                 self._running.add(item)
                 return None
-            back = _Item(None, item.loop)
+            back = _Item(lambda: None, item.loop)
             back.back = item
             self._aside.add(item)
             heapq.heappush(self._heap, (FIRST, next(self._order), back))
