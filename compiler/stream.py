@@ -19,8 +19,8 @@ SHORT = 2_500
 """Metric calls below which blocks are small."""
 
 WINDOW, DUEL_WINDOW = 1 / 6, 1 / 4
-"""The most of the budget that is in flight, until the duel and in it: whoever asks for more at once learns too late from
-the answers. The duel, where hardly anything that is asked for depends on the last answers, bears more."""
+"""The most of the budget that is in flight, until the duel and in it: whoever asks for more at once learns too late
+from the answers. The duel, where hardly anything that is asked for depends on the last answers, bears more."""
 
 
 class Stream:
