@@ -4,7 +4,8 @@
 
 It prints its address, answers every chat completion from the prompt's own output markers after a wait, and tells at
 `/stats` how many requests it served, how many were in flight at most, for how many seconds it was busy in all, and how
-much CPU that took.
+much CPU that took. With `--rows FILE --input NAME` it is a model that can learn: where the prompt ends with an input of
+that file, it knows that row's outputs or not, by how hard the row is, by the demonstrations, and by the instruction.
 """
 
 import argparse
@@ -17,10 +18,15 @@ import sys
 import time
 import zlib
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 MARKER = re.compile(r"`\[\[ ## (\w+) ## \]\]`(?: \(must be formatted as a valid Python (Literal\[.*?\])\))?")
 LITERAL = re.compile(r"'([^']*)'")
+
+BASE, DEMOS, INSTRUCTION, HARD, LUCK = -0.4, 0.3, 0.4, 1.2, 0.6
+"""In logits: without demonstrations; for each doubling of them; and the standard deviations of what an instruction is
+worth, of how hard a row is, and of what no prompt explains."""
 
 
 class Stub(asyncio.Protocol):
@@ -77,13 +83,45 @@ class Stub(asyncio.Protocol):
         self.transport.write(head + body)
 
 
+class Known:
+    """The rows whose outputs the model may know.
+
+    Args:
+        file: JSON lines.
+        name: The column that stands in a prompt.
+    """
+
+    def __init__(self, file: str, name: str) -> None:
+        rows = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
+        self._rows = {row[name]: row for row in rows}
+        self._input = re.compile(rf"\[\[ ## {name} ## \]\]\n(.*?)\n\n", re.DOTALL)
+
+    def output(self, name: str, messages: list[dict[str, str]], luck: float) -> str | None:
+        """Return a row's output where the model knows it, else None: by the row, the demonstrations, the instruction.
+
+        Args:
+            name: Of the output.
+            messages: The prompt.
+            luck: What no prompt explains.
+        """
+        found = self._input.search(messages[-1]["content"])
+        row = self._rows.get(found.group(1)) if found else None
+        if row is None or name not in row:
+            return None
+        hard = random.Random(zlib.crc32(f"{name} {row}".encode())).gauss(0, HARD)
+        instruction = random.Random(zlib.crc32(messages[0]["content"].encode())).gauss(0, INSTRUCTION)
+        demonstrations = DEMOS * math.log2(1 + (len(messages) - 2) / 2)
+        return str(row[name]) if BASE + demonstrations + instruction + luck > hard else None
+
+
 class State:
     """What the server counts."""
 
-    def __init__(self, latency: float, sigma: float, fixed: bool) -> None:
+    def __init__(self, latency: float, sigma: float, fixed: bool, known: "Known | None" = None) -> None:
         self.latency = latency
         self.sigma = sigma
         self.fixed = fixed
+        self.known = known
         self.served = self.flying = self.peak = 0
         self.busy = 0.0
         self.came: Counter[int] = Counter()
@@ -124,9 +162,10 @@ class State:
         for name, literal in MARKER.findall(tail):
             if name != "completed":
                 choices = LITERAL.findall(literal)
-                parts.append(
-                    f"[[ ## {name} ## ]]\n{chance.choice(choices) if choices else f'{name} {chance.random():.6f}'}"
-                )
+                value = chance.choice(choices) if choices else f"{name} {chance.random():.6f}"
+                if self.known is not None and choices:
+                    value = self.known.output(name, request["messages"], chance.gauss(0, LUCK)) or value
+                parts.append(f"[[ ## {name} ## ]]\n{value}")
         return completion("\n\n".join([*parts, "[[ ## completed ## ]]"]), len(prompt) // 4)
 
     def stats(self) -> dict[str, float]:
@@ -155,7 +194,8 @@ FIXED = completion("[[ ## answer ## ]]\nParis\n\n[[ ## completed ## ]]", 100)
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Serve until stdin is closed."""
-    state = State(arguments.latency, arguments.sigma, arguments.fixed)
+    known = Known(arguments.rows, arguments.input) if arguments.rows else None
+    state = State(arguments.latency, arguments.sigma, arguments.fixed, known)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Stub(state), "127.0.0.1", 0, backlog=1024)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
@@ -168,6 +208,8 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--sigma", type=float, default=0.0)
     parser.add_argument("--fixed", action="store_true")
+    parser.add_argument("--rows")
+    parser.add_argument("--input")
     asyncio.run(serve(parser.parse_args()))
 
 

@@ -19,7 +19,7 @@ class SearchOptions:
         sampler: What explores: `additive` is ours; `tpe`, `random` and `gp` are Optuna's.
         window: Metric calls asked for before the first is told, at most a sixth of the budget; a balanced design,
             which no answer changes, is asked for at once. Fixed, so that decisions don't depend on the concurrency,
-            and some five times what is in flight, since blocks are told in the order asked.
+            and five to ten times what is in flight, since blocks are told in the order asked.
         block: Examples of a block; None: 5 under a budget of 2,500 metric calls, else 10.
         finalists: How many points race at first.
         guard: The winner ships where the probability that it beats the baseline is at least this.
@@ -33,11 +33,10 @@ class SearchOptions:
         renewals: Numbers of blocks asked at which `renew` is called, ascending.
         stop: Asked before each block, with the metric calls it would take; a reason ends the search early.
         watch: Called after each block with (points scored so far, mean of the favourite).
-        ending: Called once, when nothing more will be asked and blocks are still in flight.
     """
 
     sampler: SamplerName = "additive"
-    window: int = 320
+    window: int = 640
     block: int | None = None
     finalists: int = 12
     guard: float = 0.975
@@ -47,7 +46,6 @@ class SearchOptions:
     renewals: tuple[int, ...] = ()
     stop: Callable[[int], str | None] = lambda evaluations: None
     watch: Callable[[int, float], None] | None = None
-    ending: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,7 @@ class Evaluator:
     def _evaluated(self, asked: "_Asked") -> Outcome:
         began = time.monotonic()
         target, example = asked.target, asked.example
-        scope = Scope(self._metered_own, certifying=asked.errand.certifying)
+        scope = Scope(self._metered_own, certifying=asked.errand.certifying, places=self._pool)
         with self._context(scope, asked.lm, target.adapter):
             prediction, failure = self._call(asked.bound.program, example.own_inputs(), target, scope, example.row)
             if failure is not None:
@@ -262,7 +262,7 @@ class Evaluator:
         """Run a sealed program on the client's loop; a metric of the user's own runs in a thread."""
         assert asked.bound.looped is not None
         began = time.monotonic()
-        scope = Scope(self._metered_own, certifying=asked.errand.certifying)
+        scope = Scope(self._metered_own, certifying=asked.errand.certifying, places=self._pool)
         self.pace.started()
         try:
             try:

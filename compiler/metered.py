@@ -26,6 +26,7 @@ from .pace import Pace
 
 if TYPE_CHECKING:
     from ..programs.cache import ReplyCache
+    from .workers import Workers
 
 Steps = Generator["float | Future[Reply] | None", Any, Reply]
 """What a call waits for: seconds, another call's reply, or (None) the server's."""
@@ -40,14 +41,21 @@ class Scope:
         certifying: Whether the sealed test needs them.
         refusal: The first failure of the infrastructure, or None.
         over: Whether the evaluation has ended; who still calls then belongs to nobody.
+        places: Where a place is given away while the evaluation waits for another one's call, or None.
     """
 
     def __init__(
-        self, meter: "Callable[[Any], Any] | None" = None, role: Role = "task", *, certifying: bool = False
+        self,
+        meter: "Callable[[Any], Any] | None" = None,
+        role: Role = "task",
+        *,
+        certifying: bool = False,
+        places: "Workers | None" = None,
     ) -> None:
         self.meter = meter
         self.role: Role = role
         self.certifying = certifying
+        self.places = places
         self._seen: dict[str, Charge] = {}
         self._lock = threading.Lock()
         self._reparsed = 0
@@ -168,7 +176,8 @@ class MeteredLM:
                     elif isinstance(step, float):
                         value = self._closed.wait(step)
                     else:
-                        value = step.result()
+                        places = None if scope is None else scope.places
+                        value = step.result() if places is None else places.aside(step)
                 except BaseException as error:  # noqa: BLE001 - the generator decides
                     resume, value = steps.throw, error
         except StopIteration as done:
@@ -195,7 +204,9 @@ class MeteredLM:
                         await asyncio.sleep(step)
                         value = None
                     else:
-                        value = await asyncio.shield(asyncio.wrap_future(step))
+                        places = None if scope is None else scope.places
+                        coming = asyncio.shield(asyncio.wrap_future(step)) if places is None else places.aaside(step)
+                        value = await coming
                 except BaseException as error:  # noqa: BLE001 - the generator decides
                     resume, value = steps.throw, error
         except StopIteration as done:

@@ -17,7 +17,7 @@ from .evidence import paired_evidence, same_evidence
 from .journal import StudyJournal, in_words
 from .outcome import Outcome
 from .preflight import keep
-from .run import LATER, Run
+from .run import LAST, Run
 from .search import Block, Exhausted, Interrupted, RenewalView, SearchOptions
 from .search import search as run_search
 from .space import Point, Slot
@@ -121,7 +121,7 @@ def search(state: State, run: Run) -> State:
     It begins with the levels that are there, and asks for the others after a fixed number of blocks.
     """
     assert state.supply is not None and state.preflight is not None
-    job, supply, baseline = state.job, state.supply, state.job.target.spec.baseline
+    job, supply = state.job, state.supply
     # What a call may take depends on the longest prompt: a budget in tokens or dollars waits for all levels.
     first = supply.rest()[0] if job.budget.weighed else supply.first
     journal = StudyJournal(run.ledger.path / STUDY, job.target.spec.name, first.space)
@@ -134,6 +134,8 @@ def search(state: State, run: Run) -> State:
 
     evaluations = min(state.preflight.evaluations, _within_tokens(state, run, oracle.levels))
     run.begin("search", evaluations)
+    # The baseline is needed on the sealed test whatever is chosen, and whoever waits for a slow call lets it go on.
+    run.prefetch(job.target.spec.baseline, state.splits.test, Errand(priority=LAST, certifying=True))
     block = 5 if evaluations < 2500 else 10
     rows = 2 * len(state.splits.test)
     certification = rows * state.preflight.calls_per_example
@@ -145,8 +147,6 @@ def search(state: State, run: Run) -> State:
         block=block,
         stop=lambda evaluations: too_few or _over(run, certification, rows, evaluations),
         watch=run.watch,
-        # The baseline is needed on the sealed test whatever is chosen, and the server has nothing better to do now.
-        ending=lambda: run.prefetch(baseline, state.splits.test, Errand(priority=LATER, certifying=True)),
     )
     try:
         found = run_search(first.space, oracle, budget=max(1, evaluations), seed=job.seed, options=options, renew=renew)

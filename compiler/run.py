@@ -22,8 +22,8 @@ from .state import Job
 
 T = TypeVar("T")
 
-LATER = 1
-"""The priority of what a later pass will need, and nobody waits for yet."""
+LATER, LAST = 1, 2
+"""The priorities of what a later pass will need, and nobody waits for yet: the search, and then certification."""
 
 LOOK = 0.2
 """Seconds between two looks at what else has happened, while somebody waits."""

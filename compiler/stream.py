@@ -102,8 +102,6 @@ class Stream:
                 self._tell()
             else:
                 self.reason = "nothing is left worth asking"
-        if self.flying:
-            self.options.ending()
         while self.flying:
             self._tell()
 

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,6 +22,7 @@ class _Item(Future[Any]):
         self.make: Callable[[], Any] | None = make
         self.loop = loop
         self.task: asyncio.Task[Any] | None = None
+        self.back: _Item | None = None  # who gets the place: one that gave it away for a while
 
     def cancel(self) -> bool:
         """Cancel what hasn't begun, and let go of what it holds: its entry may stay in the queue for a while."""
@@ -37,6 +38,13 @@ class _Item(Future[Any]):
                 self.set_result(result)
             else:
                 self.set_exception(error)
+
+
+_MINE: ContextVar[_Item | None] = ContextVar("_MINE", default=None)
+"""What the running task does."""
+
+FIRST = -1
+"""The priority of who comes back to a place that was given away."""
 
 
 class Workers:
@@ -62,6 +70,8 @@ class Workers:
         self._order = itertools.count()
         self._lock = threading.Lock()
         self._running: set[_Item] = set()
+        self._aside: set[_Item] = set()
+        self._mine = threading.local()  # `item`: what a thread of ours does
         self._empty = threading.Condition(self._lock)
         self._handed: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()  # to idle threads
         self._idle = 0
@@ -70,7 +80,7 @@ class Workers:
 
     @property
     def running(self) -> int:
-        """How many have begun and not ended."""
+        """How many have begun and not ended, those that gave their place away not counted."""
         return len(self._running)
 
     @property
@@ -91,6 +101,57 @@ class Workers:
         """
         return self._submit(_Item(make, loop), priority)
 
+    def aside(self, coming: "Future[T]") -> T:
+        """Wait for what other work brings, without a place meanwhile; called in a thread of `submit`.
+
+        Whoever comes back goes before all that wait. A thread that the work itself started keeps the place: others of
+        its threads may be at work.
+        """
+        item: _Item | None = getattr(self._mine, "item", None)
+        if item is None or coming.done():
+            return coming.result()
+        self._leave(item)
+        try:
+            return coming.result()
+        finally:
+            back = self._return(item)
+            if back is not None:
+                back.result()
+
+    async def aaside(self, coming: "Future[T]") -> T:
+        """Do the same in a task of `submit_async`."""
+        item = _MINE.get()
+        if item is None or coming.done():
+            return await asyncio.shield(asyncio.wrap_future(coming))
+        self._leave(item)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(coming))
+        finally:
+            back = self._return(item)
+            if back is not None:
+                await asyncio.wrap_future(back)
+
+    def _leave(self, item: _Item) -> None:
+        """Give an item's place to others."""
+        with self._lock:
+            self._running.discard(item)
+            self._aside.add(item)
+            begun = self._fill()
+        self._launch(begun, item.loop)
+
+    def _return(self, item: _Item) -> "Future[Any] | None":
+        """Ask for a place again; returns None where there is one at once, else what waits for it."""
+        with self._lock:
+            self._aside.discard(item)
+            if self._closed or len(self._running) < self._room():
+                self._running.add(item)
+                return None
+            back = _Item(lambda: None, item.loop)
+            back.back = item
+            self._aside.add(item)
+            heapq.heappush(self._heap, (FIRST, next(self._order), back))
+            return back
+
     def widen(self) -> None:
         """Begin what a raised limit has room for."""
         with self._lock:
@@ -110,21 +171,30 @@ class Workers:
         """Take from the queue what may run now; with the lock held."""
         if not self._heap:
             return []
-        room = self._limit()
-        if self._most is not None and room > self._most:
-            room = self._most
+        room = self._room()
         begun = []
         while self._heap and len(self._running) < room:
             item = heapq.heappop(self._heap)[2]
             if item.set_running_or_notify_cancel():
-                self._running.add(item)
+                self._take(item)
                 begun.append(item)
         return begun
+
+    def _room(self) -> int:
+        room = self._limit()
+        return room if self._most is None else min(room, self._most)
+
+    def _take(self, item: _Item) -> None:
+        """Give a place to an item, or back to the one that it stands for; with the lock held."""
+        self._running.add(item.back or item)
+        self._aside.discard(item.back or item)
 
     def _launch(self, items: list[_Item], here: asyncio.AbstractEventLoop | None = None) -> None:
         """Bring items to a thread or to their loop; `here` is the loop that this code runs on."""
         for item in items:  # it grows where one fails to begin
-            if item.loop is None:
+            if item.back is not None and item.loop is None:
+                item.settle(None, None)
+            elif item.loop is None:
                 items += self._hand(item)
             elif item.loop is here:
                 items += self._begin(item)
@@ -133,7 +203,7 @@ class Workers:
                     item.loop.call_soon_threadsafe(self._launch, [item], item.loop, context=Context())
                 except RuntimeError as error:  # the loop is closed
                     item.settle(None, error)
-                    items += self._release(item)
+                    items += self._release(item.back or item)
 
     def _hand(self, item: _Item) -> list[_Item]:
         """Give an item to an idle thread or a new one; returns what begins in its stead where there can be none."""
@@ -165,15 +235,17 @@ class Workers:
             make, item.make = item.make, None
             result: Any = None
             failure: BaseException | None = None
+            self._mine.item = item
             try:
                 result = Context().run(make)  # type: ignore[arg-type]  # begun once, so there is one
             except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
                 failure = error
+            self._mine.item = None
             item.settle(result, failure)
             make = result = failure = None  # nothing is kept alive while waiting for more
             with self._lock:
                 begun = self._vacate(item)
-                item = next((other for other in begun if other.loop is None), None)
+                item = next((other for other in begun if other.loop is None and other.back is None), None)
                 if item is not None:
                     begun.remove(item)
                 elif self._closed and self._idle >= 0:
@@ -186,10 +258,14 @@ class Workers:
 
     def _begin(self, item: _Item) -> list[_Item]:
         """Make the task, on its loop; returns what begins in its stead where there is none."""
+        if item.back is not None:
+            item.settle(None, None)
+            return []
         make, item.make = item.make, None
         if item.loop is None or make is None or item.done():  # given up between the queue and the loop
             return self._release(item)
         context = Context()
+        context.run(_MINE.set, item)
         try:
             item.task = item.loop.create_task(context.run(make), context=context)
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
@@ -216,7 +292,8 @@ class Workers:
     def _vacate(self, item: _Item) -> list[_Item]:
         """Give a place back, with the lock held."""
         self._running.discard(item)
-        if not self._running:
+        self._aside.discard(item)
+        if not self._running and not self._aside:
             self._empty.notify_all()
         return self._fill()
 
@@ -230,15 +307,21 @@ class Workers:
             self._closed = True
             waiting = [item for _, _, item in self._heap]
             self._heap.clear()
+            # Who comes back to a place has begun, and may end.
+            back = [item for item in waiting if item.back is not None and item.set_running_or_notify_cancel()]
+            for item in back:
+                self._take(item)
+        self._launch(back)
         for item in waiting:
-            item.cancel()
-            item.set_running_or_notify_cancel()
+            if item.back is None:
+                item.cancel()
+                item.set_running_or_notify_cancel()
         with self._lock:
-            running = list(self._running)
+            running = [*self._running, *self._aside]
         if not wait:
             self._abandon(running)
         with self._lock:
-            while wait and self._running:
+            while wait and (self._running or self._aside):
                 self._empty.wait()
             for _ in range(self._idle):
                 self._handed.put(None)

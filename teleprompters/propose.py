@@ -90,10 +90,12 @@ def _examples(view: View, spec: PredictorSpec, index: int) -> Sequence[str]:
     """Return about twenty examples of the step as text: accepted traces and labelled rows, another draw each time."""
     assert spec.signature is not None
     signature = spec.signature
-    traced = [(demo, item.example.row) for item in view.accepted for demo in item.demos.get(spec.path, ())]
-    from_labels = labelled(spec, view.train)
-    rows = {row for _, row in from_labels}
-    pool = from_labels + [(demo, row) for demo, row in traced if row not in rows]
+    pool = labelled(spec, view.train)
+    rows = {row for _, row in pool}
+    # Who looks at the traces waits for them, and for a row with labels they say nothing new.
+    if any(example.row not in rows for example in view.train):
+        traced = [(demo, item.example.row) for item in view.accepted for demo in item.demos.get(spec.path, ())]
+        pool = pool + [(demo, row) for demo, row in traced if row not in rows]
     rng = generator(view.seed, f"propose.{spec.path}.{index}")
     chosen = [pool[int(i)][0] for i in rng.permutation(len(pool))[:EXAMPLES_SHOWN]]
     texts = []

@@ -186,6 +186,25 @@ def test_proposals_are_grounded_in_code_fields_and_examples() -> None:
     assert all(level.provenance.method == "grounded" for level in levels["route"])
 
 
+def test_proposals_wait_for_the_traces_only_where_labels_do_not_say_it_all() -> None:
+    class Coming(Sequence[Any]):
+        looked = 0
+
+        def __len__(self) -> int:
+            return 0
+
+        def __getitem__(self, index: Any) -> Any:
+            self.looked += 1
+            raise IndexError(index)
+
+    coming = Coming()
+    spec = lower_program(dspy.Predict(Route))
+    propose(View(spec, "", spec.baseline, TRAIN, "exact:team", Runner(), 0, accepted=coming))
+    assert 0 == coming.looked
+    propose(replace(view(Runner()), accepted=coming))  # nobody has labelled what `reply` answers
+    assert coming.looked > 0
+
+
 @pytest.mark.parametrize(
     ("written", "kept"),
     [

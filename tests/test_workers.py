@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from vitrify.compiler.workers import Workers
+from vitrify.compiler.workers import FIRST, Workers
 
 SOON = 10.0
 
@@ -202,6 +202,113 @@ def test_coroutines_take_no_thread() -> None:
         assert 0 == workers.threads
         assert 2 <= gauge.most <= 32
         workers.close(wait=True)
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_who_waits_for_others_gives_the_place_away_and_comes_back_first(threads: bool) -> None:
+    with running_loop() as loop:
+        workers, order, coming, gate = Workers(1), list[str](), Future[str](), Gate()
+
+        def work() -> str:
+            order.append("leaves")
+            found = workers.aside(coming)
+            order.append("is back")
+            assert 1 == workers.running
+            return found
+
+        async def awork() -> str:
+            order.append("leaves")
+            found = await workers.aaside(coming)
+            order.append("is back")
+            assert 1 == workers.running
+            return found
+
+        def meanwhile() -> None:
+            order.append("another")
+            gate()
+
+        first = workers.submit(work) if threads else workers.submit_async(loop, awork)
+        second = workers.submit(meanwhile)
+        third = workers.submit(lambda: order.append("a third"))
+        assert gate.begun.acquire(timeout=SOON)
+        coming.set_result("brought")
+        while not workers._heap or workers._heap[0][0] != FIRST:
+            pass  # it asks for its place again
+        assert ["leaves", "another"] == order
+        gate.open.set()
+        assert "brought" == first.result(SOON)
+        wait([second, third], SOON)
+        assert ["leaves", "another", "is back", "a third"] == order
+        assert "brought" == workers.submit(lambda: workers.aside(coming)).result(SOON)  # known: nobody leaves
+        workers.close(wait=True)
+        assert 0 == workers.running
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_closing_waits_for_those_that_gave_their_place_away_or_gives_them_up(waits: bool) -> None:
+    with running_loop() as loop:
+        workers, coming, left = Workers(4), Future[int](), threading.Semaphore(0)
+
+        async def awork() -> int:
+            left.release()
+            return await workers.aaside(coming)
+
+        def work() -> int:
+            left.release()
+            return workers.aside(coming)
+
+        futures = [workers.submit_async(loop, awork), workers.submit(work)]
+        for _ in futures:
+            assert left.acquire(timeout=SOON)
+        while workers.running:
+            pass
+        if waits:
+            threading.Timer(0.02, lambda: coming.set_result(7)).start()
+            workers.close(wait=True)
+            assert [7, 7] == [future.result(0) for future in futures]
+        else:
+            workers.close(wait=False)
+            for future in futures:
+                with pytest.raises(CancelledError):
+                    future.result(SOON)
+            coming.set_result(7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_limit_holds_while_places_are_given_away(seed: int) -> None:
+    rng, gauge = random.Random(seed), Gauge()
+    with running_loop() as loop:
+        workers = Workers(5)
+        shared = [Future[int]() for _ in range(40)]
+
+        def work(number: int) -> int:
+            with gauge:
+                threading.Event().wait(0.0005)
+            found = workers.aside(shared[number])
+            with gauge:
+                return found
+
+        async def awork(number: int) -> int:
+            with gauge:
+                await asyncio.sleep(0.0005)
+            found = await workers.aaside(shared[number])
+            with gauge:
+                return found
+
+        futures: list[Future[int]] = []
+        for _ in range(300):
+            number = rng.randrange(40)
+            if rng.random() < 0.5:
+                futures.append(workers.submit(partial(work, number), priority=rng.randrange(3)))
+            else:
+                futures.append(workers.submit_async(loop, partial(awork, number), priority=rng.randrange(3)))
+        for number in rng.sample(range(40), 40):
+            shared[number].set_result(number)
+        done, _ = wait(futures, SOON)
+        assert (300, 600) == (len(done), gauge.total)
+        assert 2 <= gauge.most <= 5
+        workers.close(wait=True)
+        assert 0 == workers.running
 
 
 def test_coroutines_obey_priorities_and_fail_alone() -> None:
@@ -413,7 +520,7 @@ def test_a_task_that_cancels_itself_gives_its_place_back() -> None:
 
 HANGS = """
 import threading
-from vitrify.compiler.workers import Workers
+from vitrify.compiler.workers import FIRST, Workers
 workers = Workers(2)
 begun = threading.Event()
 workers.submit(lambda: (begun.set(), threading.Event().wait()))
