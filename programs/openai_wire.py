@@ -168,9 +168,9 @@ def error_text(data: object) -> str:
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Return the seconds that `Retry-After` (or `retry-after-ms`) asks for; None if absent or nonsense.
 
-    `now` is the time in seconds since 1970, for the header's date form.
+    `headers` have their names in small letters; `now` is the time in seconds since 1970, for the header's date form.
     """
-    millis, value = headers.get("retry-after-ms"), headers.get("Retry-After", "")
+    millis, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
     try:
         seconds = float(millis) / 1000 if millis else float(value)
     except ValueError:
