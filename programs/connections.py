@@ -1,6 +1,7 @@
 """Connections: those of one event loop to one server, each for one request after the other.
 
-They write and read HTTP/1.1 themselves: of a call through aiohttp's session two thirds were aiohttp's (docs/decisions/0007).
+They write and read HTTP/1.1 themselves, because of a call through aiohttp's session two thirds were aiohttp's; see
+docs/decisions/0007.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Proxied: the connections of one event loop to one server behind a proxy; aiohttp's, which knows how proxies are asked."""
+"""Proxied: the connections of one event loop to a server behind a proxy; aiohttp's, which knows how to ask one."""
 
 import ssl
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Proxied:
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Return status, headers (names in small letters) and content of the answer; raise what `Connections` raises."""
+        """Return status, headers (names in small letters) and content of the answer; raise what `Connections` does."""
         import aiohttp
 
         site = self._site

@@ -1,8 +1,8 @@
 """Response: one HTTP/1.1 response to a POST, read from its bytes as they come.
 
-Source: RFC 9112, of which this is what a client needs that asks one thing at a time: informational responses are skipped,
-and a body ends by its length, its last chunk, or the connection's end (section 6.3). What breaks the rules is refused, not
-guessed at: a connection whose two ends count differently gives one caller another's reply.
+Source: RFC 9112, of which this is what a client needs that asks one thing at a time: informational responses are
+skipped, and a body ends by its length, its last chunk, or the connection's end (section 6.3). What breaks the rules is
+refused, not guessed at: a connection whose two ends count differently gives one caller another's reply.
 """
 
 import re
@@ -118,7 +118,8 @@ class Response:
 
     def _frame(self, modern: bool) -> None:
         """Find out where the body ends, and whether the connection stays open after it."""
-        lengths, transfer, packed, connection = set(), b"", b"", b""
+        lengths: set[bytes] = set()
+        transfer = packed = connection = b""
         for name, value in _FRAMING.findall(self._fields):
             kind, value = name.lower(), value.strip().lower()
             if kind == b"content-length":
