@@ -7,6 +7,7 @@ import logging
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -365,14 +366,14 @@ def secured(certificate: tuple[Path, Path], peer: Peer) -> Iterator[tuple[Server
         thread.join(5.0)
 
 
-REPLY = b'{"choices":[{"message":{"content":"hello"}}]}'
+REPLY = b'{"choices":[{"message":{"content":"%b"}}]}' % (b"hello" * 40_000)  # more than a connection's buffer
 
 
 def test_tls_with_a_server_that_is_trusted(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     with secured(certificate, lambda n, body: OK % (len(REPLY), REPLY) if n < 5 else b"") as (server, url):
         lm = OpenAICompatible("openai/local", api_base=url, api_key="none", timeout=2.0, retry=ONCE)
-        assert [lm.complete(ask()).text for _ in range(5)] == ["hello"] * 5
+        assert [lm.complete(ask()).text for _ in range(5)] == ["hello" * 40_000] * 5
         assert server.accepted == 1
         threading.Timer(0.1, lm.close).start()
         with pytest.raises(LMError, match="was closed"):
@@ -423,6 +424,18 @@ def through(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, **options: 
     )
     yield lm
     lm.close()
+
+
+def test_without_a_proxy_aiohttp_is_never_imported() -> None:
+    code = (
+        "import sys; from vitrify.programs.openai import OpenAICompatible; from vitrify.programs.lm import Request\n"
+        "lm = OpenAICompatible('openai/local', api_base=sys.argv[1], api_key='none')\n"
+        "print(lm.complete(Request('openai/local', ({'role': 'user', 'content': 'hello'},))).text)\n"
+        "lm.close(); print('aiohttp' in sys.modules)"
+    )
+    with ScriptedServer() as server:
+        ran = subprocess.run([sys.executable, "-c", code, server.url], capture_output=True, text=True, timeout=20)
+    assert (ran.stdout.split(), ran.stderr) == (["hello", "False"], "")
 
 
 def test_a_proxy_is_asked_for_the_servers_address(monkeypatch: pytest.MonkeyPatch) -> None:
