@@ -31,6 +31,8 @@ STEPS = {
 }
 SYSTEM = {"role": "system", "content": "x" * 600}
 FLYING = 16
+# Whoever compiles a module does so in every run, and not only in the first.
+ENVIRON = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 async def calls(call: Callable[[str], Awaitable[Any]], count: int) -> None:
@@ -116,7 +118,7 @@ def instructions(step: str, url: str, count: int, folder: str) -> int:
     """Return the instructions of one step in a process of its own."""
     words = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, __file__]
     words += ["--step", step, "--url", url, "--count", str(count), "--folder", folder]
-    ran = subprocess.run(words, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "0"})
+    ran = subprocess.run(words, capture_output=True, text=True, check=True, env=ENVIRON)
     found = re.search(r"Collected : (\d+)", ran.stderr)
     assert found is not None, ran.stderr[-500:]
     return int(found[1])
