@@ -296,11 +296,15 @@ def ratio(theirs: list[float], ours: list[float]) -> str:
     return f"1/{statistics.median(found):.1f} (1/{min(found):.1f} to 1/{max(found):.1f})"
 
 
+SLICES = 4
+"""Turns that each of those compared takes within a repeat, so that all of them meet the same machine."""
+
+
 def cpu(repeats: int, calls: int) -> None:
-    """Print CPU per call, and the ratio to DSPy."""
+    """Print CPU per call, and the ratio to DSPy: of each repeat, over slices of it in which all take turns."""
     print("| CPU per call, us | demos | DSPy, 16 threads | bound, 16 threads | ratio | sealed, loop, 64 | ratio |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    fewer = max(200, calls // 5)
+    each, fewer = max(200, calls // SLICES), max(100, calls // 5 // SLICES)
     with tempfile.TemporaryDirectory() as folder, stub(fixed=True) as url:
         bare: list[tuple[float, float]] = []
         others = Bystanders(url)
@@ -308,20 +312,24 @@ def cpu(repeats: int, calls: int) -> None:
             path = sealed_artifact(Path(folder), demos)
             columns: list[list[float]] = [[], [], []]
             for _ in range(repeats):
-                columns[0].append(dspy_calls(url, demos, 16, Steady(64, fewer))[0])
-                columns[1].append(bound_calls(url, demos, 16, Steady(200, calls))[0])
-                columns[2].append(sealed_calls(path, url, 64, Steady(200, calls))[0])
-                bare.append(bare_calls(url, 64, Steady(200, calls)))
+                slices: list[list[float]] = [[], [], []]
+                for _ in range(SLICES):
+                    slices[0].append(dspy_calls(url, demos, 16, Steady(64, fewer))[0])
+                    slices[1].append(bound_calls(url, demos, 16, Steady(200, each))[0])
+                    slices[2].append(sealed_calls(path, url, 64, Steady(200, each))[0])
+                bare.append(bare_calls(url, 64, Steady(200, each)))
+                for column, taken in zip(columns, slices, strict=True):
+                    column.append(statistics.fmean(taken))
             theirs, bound, sealed = columns
             print(
                 f"| predictor call | {demos} | {shown(theirs)} | {shown(bound)} | {ratio(theirs, bound)} "
                 f"| {shown(sealed)} | {ratio(theirs, sealed)} |",
                 flush=True,
             )
-        served, taken = stats(url), others.sentence()
+        served, told = stats(url), others.sentence()
     print(
         f"\nThe bare client: {shown([c for c, _ in bare])} us of CPU per call, {shown([r for _, r in bare])} calls a "
-        f"second; the server: {1e6 * served['cpu'] / served['served']:.0f} us of CPU per call served. {taken}"
+        f"second; the server: {1e6 * served['cpu'] / served['served']:.0f} us of CPU per call served. {told}"
     )
 
 

@@ -97,7 +97,7 @@ class Looped:
                 continue
             if plan is plans.second:
                 scope.reparsed(path)
-            request = lm._request(plan.render(inputs), plan.request_params(predictor.config, lm.capabilities))
+            request = lm._request(plan.request_messages(inputs), plan.request_params(predictor.config, lm.capabilities))
             text = (await target.acomplete_for(request, scope)).text
             try:
                 if not text:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
@@ -123,7 +123,7 @@ class EngineLM(dspy.LM):
             and (config.get("n") or given.get("n") or given.get("num_generations") or 1) == 1
         )
 
-    def ask(self, messages: list[dict[str, Any]], params: Mapping[str, Any]) -> str | None:
+    def ask(self, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]) -> str | None:
         """Return the reply's text, without DSPy's call path."""
         try:
             reply = self.target.complete(self._request(messages, params))
@@ -131,7 +131,7 @@ class EngineLM(dspy.LM):
             raise wrap_error(to_lm15(error, self.model), model=self.model) from error
         return self._received(reply)
 
-    async def aask(self, messages: list[dict[str, Any]], params: Mapping[str, Any]) -> str | None:
+    async def aask(self, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]) -> str | None:
         """Return what `ask` returns, asynchronously."""
         try:
             reply = await self.target.acomplete(self._request(messages, params))
@@ -139,10 +139,11 @@ class EngineLM(dspy.LM):
             raise wrap_error(to_lm15(error, self.model), model=self.model) from error
         return self._received(reply)
 
-    def _request(self, messages: list[dict[str, Any]], params: Mapping[str, Any]) -> Request:
+    def _request(self, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]) -> Request:
         merged = {**self.kwargs, **one_spelling(params)}
         replicate = merged.pop("rollout_id", None)
-        return Request(self.model, tuple(messages), _on_the_wire(merged), replicate)
+        given = messages if isinstance(messages, tuple) else tuple(messages)
+        return Request(self.model, given, _on_the_wire(merged), replicate)
 
     def _received(self, reply: Reply) -> str | None:
         tracker = settings.usage_tracker

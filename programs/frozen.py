@@ -6,7 +6,7 @@ from typing import Any
 from ..signatures.canonical import canonical_json
 from ..signatures.errors import ArtifactError, RequestError, WorkError, nearest
 from ..signatures.grammar import Unsupported
-from ..signatures.prompt import Capabilities, NeedsAdapter, PromptPlan
+from ..signatures.prompt import Capabilities, Messages, NeedsAdapter, PromptPlan
 from ..signatures.rebuild import python_types
 from ..signatures.reply import ParseError, ReplyParser
 from ..signatures.signature import FieldSpec, SignatureSpec
@@ -58,7 +58,7 @@ class FrozenPredictor:
         """Yield the request for these inputs and, where its reply can't be read, one further; return the outputs."""
         problem: ParseError | None = None
         for plan, params in zip(self.plans, self._params, strict=True):
-            reply = yield Request(model, tuple(self._messages(plan, inputs)), params, self._replicate)
+            reply = yield Request(model, self._messages(plan, inputs), params, self._replicate)
             try:
                 if not reply.text:
                     raise ParseError(None, "a text", "", "there is none")
@@ -67,9 +67,9 @@ class FrozenPredictor:
                 problem = error
         raise Unreadable(f"{self.path}: the model's reply has no readable values ({str(problem)[:300]}).") from problem
 
-    def _messages(self, plan: PromptPlan, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _messages(self, plan: PromptPlan, inputs: Mapping[str, Any]) -> Messages:
         try:
-            return plan.render(inputs)
+            return plan.request_messages(inputs)
         except NeedsAdapter as error:
             raise RequestError(
                 f"{self.path}: an input can't be written ({error}) A sealed program has no DSPy: load it with program=."

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Protocol, Self, cast, get_args
 
 from ..signatures.canonical import JsonValue, canonical_json, digest
 from ..signatures.errors import WorkError
-from ..signatures.prompt import Capabilities
+from ..signatures.prompt import Capabilities, Messages
 
 __all__ = ["LM", "Capabilities", "Cause", "LMError", "Reply", "Request", "Retry", "Usage", "with_retries"]
 
@@ -62,6 +62,9 @@ class Request:
 
     def _digest(self) -> str:
         rest: dict[str, JsonValue] = {"model": self.model, "params": dict(self.params), "replicate": self.replicate}
+        if type(self.messages) is Messages:
+            text = f'{{"messages":{self.messages.canonical},{canonical_json(rest)[1:]}'.encode()
+            return hashlib.sha256(text).hexdigest()
         if all(type(message) is dict and _is_text(message) for message in self.messages):
             # For texts, JSON's own encoder writes canonical JSON, and in a tenth of the time.
             try:

@@ -13,9 +13,11 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ..signatures.errors import ModelError
+from .connections import Unconnected, Untrusted
 from .lm import Capabilities, LMError, Reply, Request, Retry, with_retries
 from .openai_wire import decode, encode, known_capabilities, retry_after, status_error, wire_name
-from .pool import Pool, Site, proxy_for
+from .pool import Pool
+from .site import Site, proxy_for
 from .transport import Transport
 
 __all__ = ["OpenAICompatible"]
@@ -183,11 +185,9 @@ class OpenAICompatible:
 
     async def _attempt(self, body: bytes, pool: Pool) -> Reply:
         """Ask the server once; runs on the pool's loop."""
-        import aiohttp
-
         try:
             status, headers, content = await pool.post(body)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except (Untrusted, OSError, ValueError) as error:
             failure = self._no_answer(error)
         else:
             if status == 200:
@@ -199,29 +199,22 @@ class OpenAICompatible:
             else:
                 wait = retry_after(headers, self._clock())
                 failure = status_error(self._name, self._host, status, content, wait)
-        # Raised here and not where it was caught: aiohttp's exceptions may hold headers, and stay out of the chain.
+        # Raised here and not where it was caught: aiohttp's errors may hold headers, and stay out of the chain.
         raise self._scrubbed(failure)
 
     def _no_answer(self, error: Exception) -> LMError:
         """Return the LMError for an attempt that brought no complete response."""
-        import aiohttp
-
-        if isinstance(error, aiohttp.ConnectionTimeoutError) or (
-            isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError)
-        ):
-            why = "no answer" if isinstance(error, TimeoutError) else (error.strerror or "failed")
+        if isinstance(error, Unconnected):
             text = (
-                f"{self._name}: can't connect to {self._endpoint} ({why}); is the server running, and is "
+                f"{self._name}: can't connect to {self._endpoint} ({error.why}); is the server running, and is "
                 "`api_base` right?"
             )
             return LMError(text, cause="connection")
         if isinstance(error, TimeoutError):
             text = f"{self._name}: {self._host} didn't answer within `timeout={self._timeout:g}` s; allow more time."
             return LMError(text, cause="timeout")
-        if isinstance(error, (aiohttp.ClientSSLError, aiohttp.InvalidURL)) or not isinstance(
-            error, (aiohttp.ClientError, OSError)
-        ):
-            text = f"{self._name}: can't talk to {self._endpoint} ({type(error).__name__}: {error}); check `api_base`."
+        if not isinstance(error, OSError):
+            text = f"{self._name}: can't talk to {self._endpoint} ({error}); check `api_base`."
             return LMError(text, cause="connection", retryable=False)
         text = f"{self._name}: {self._host} dropped the connection before its reply was complete; try again later."
         return LMError(text, cause="connection")

@@ -8,6 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final, cast
 
 from ..signatures.canonical import JsonValue
+from ..signatures.prompt import Messages
 from .lm import Capabilities, Cause, LMError, Reply, Request, Usage
 
 # Names that LiteLLM and DSPy put before a model's own name; the server must not see them. Anything else before a
@@ -92,8 +93,13 @@ def encode(request: Request, model: str) -> bytes:
     if reasoning and params.get("temperature", 1) != 1:
         # They answer 400 to any other temperature.
         del params["temperature"]
-    body = {"model": model, "messages": request.messages, **params}
-    return _ENCODER.encode(body).encode("utf-8", "surrogatepass")
+    messages = request.messages
+    if type(messages) is Messages:
+        rest = f",{_ENCODER.encode(params)[1:]}" if params else "}"
+        text = f'{{"model":{_ENCODER.encode(model)},"messages":{messages.json}{rest}'
+    else:
+        text = _ENCODER.encode({"model": model, "messages": messages, **params})
+    return text.encode("utf-8", "surrogatepass")
 
 
 def decode(body: bytes, model: str) -> Reply:
@@ -168,9 +174,9 @@ def error_text(data: object) -> str:
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Return the seconds that `Retry-After` (or `retry-after-ms`) asks for; None if absent or nonsense.
 
-    `now` is the time in seconds since 1970, for the header's date form.
+    `headers` have their names in small letters; `now` is the time in seconds since 1970, for the header's date form.
     """
-    millis, value = headers.get("retry-after-ms"), headers.get("Retry-After", "")
+    millis, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
     try:
         seconds = float(millis) / 1000 if millis else float(value)
     except ValueError:

@@ -5,7 +5,7 @@ program that needs no DSPy never loads it. See docs/decisions/0002.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, cast
 
@@ -170,14 +170,16 @@ class Planned(Bound):
             fields = await self._aask(call, second, second.render(call.inputs), _without_tools(call.config))
         return self._prediction(call, fields)
 
-    def _messages(self, call: "Call") -> list[dict[str, Any]] | None:
+    def _messages(self, call: "Call") -> Sequence[dict[str, Any]] | None:
+        plan = self.plans.main
         try:
-            return self.plans.main.render(call.inputs)
+            # DSPy's own call path gets a list of its own, whose messages it may change.
+            return plan.request_messages(call.inputs) if call.direct else plan.render(call.inputs)
         except NeedsAdapter:
             return None
 
     def _ask(
-        self, call: "Call", plan: PromptPlan, messages: list[dict[str, Any]], config: Mapping[str, Any]
+        self, call: "Call", plan: PromptPlan, messages: Sequence[dict[str, Any]], config: Mapping[str, Any]
     ) -> dict[str, Any]:
         lm, signature = call.lm, call.signature
         if call.direct:
@@ -190,7 +192,7 @@ class Planned(Bound):
         return self._fields(*_first(outputs), plan.format, signature)
 
     async def _aask(
-        self, call: "Call", plan: PromptPlan, messages: list[dict[str, Any]], config: Mapping[str, Any]
+        self, call: "Call", plan: PromptPlan, messages: Sequence[dict[str, Any]], config: Mapping[str, Any]
     ) -> dict[str, Any]:
         lm, signature = call.lm, call.signature
         if call.direct:

@@ -3,33 +3,12 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from typing import Any, cast
 
-from .lm import LMError, Reply
-
-if TYPE_CHECKING:
-    import aiohttp
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where requests go.
-
-    Attributes:
-        name: the model, for messages.
-        url: the address that is posted to.
-        headers: sent with every request.
-        timeout: seconds for one attempt, from connecting to the last byte.
-        proxy: the proxy to it, if there is one.
-    """
-
-    name: str
-    url: str
-    headers: Mapping[str, str]
-    timeout: float
-    proxy: str | None
+from .connections import Connections
+from .lm import Reply
+from .proxied import Proxied
+from .site import Site, interrupted
 
 
 class Pool:
@@ -43,7 +22,7 @@ class Pool:
         self.keeper: AsyncGenerator[None, None] | None = None
         self._site = site
         self._closed = False
-        self._session: aiohttp.ClientSession | None = None
+        self._connections: Connections | Proxied | None = None
         self._closing: asyncio.Task[None] | None = None
         self._due: dict[asyncio.Task[Any], float] = {}
         self._late: dict[asyncio.Task[Any], int] = {}
@@ -52,16 +31,18 @@ class Pool:
         self._interrupted: dict[asyncio.Task[Any], int] = {}
 
     async def post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Return status, headers and content of the server's answer, or raise aiohttp's errors or TimeoutError."""
-        session = self._open() if self._session is None or self._closed else self._session
+        """Return status, headers and content of the server's answer, or raise what `Connections.post` raises.
+
+        TimeoutError is an answer that didn't come in time.
+        """
+        connections = self._open() if self._connections is None or self._closed else self._connections
         task, site = cast("asyncio.Task[Any]", asyncio.current_task()), self._site
         loop = task.get_loop()
         self._due[task] = due = loop.time() + site.timeout
         if self._alarm is None:
             self._alarm = loop.call_at(due, self._overdue, loop)
         try:
-            async with session.post(site.url, data=body, allow_redirects=False, proxy=site.proxy) as response:
-                return response.status, response.headers, await response.read()
+            return await connections.post(body)
         except asyncio.CancelledError:
             # As in asyncio.timeout: a cancellation of our own ends here, one by somebody else goes on.
             before = self._late.get(task)
@@ -85,21 +66,14 @@ class Pool:
             self._late[task] = task.cancelling()
             task.cancel()
 
-    def _open(self) -> "aiohttp.ClientSession":
+    def _open(self) -> Connections | Proxied:
         if self._closed:
             raise interrupted(self._site.name)
-        import aiohttp
-
-        site = self._site
-        # No limit on connections: who calls owns the concurrency.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=site.headers,
-            # The whole has its time in `post`; a connection is missed before that.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(0.9 * site.timeout, 15.0)),
-        )
-        return self._session
+        if self._site.proxy is None:
+            self._connections = Connections(self._site, asyncio.get_running_loop())
+        else:
+            self._connections = Proxied(self._site)
+        return self._connections
 
     async def run(self, answer: Coroutine[Any, Any, Reply]) -> Reply:
         """Return what `answer` gives; when the pool is closed meanwhile, give up and raise LMError."""
@@ -124,25 +98,25 @@ class Pool:
             task.cancel()
         if self._alarm is not None:
             self._alarm.cancel()
-        while self._session is not None:
+        while self._connections is not None:
             if self._closing is None or self._closing.done():
-                self._closing = asyncio.create_task(self._drop(self._session))
+                self._closing = asyncio.create_task(self._drop(self._connections))
             await asyncio.wait({self._closing})
 
-    async def _drop(self, session: "aiohttp.ClientSession") -> None:
-        await session.close()
-        self._session = None
+    async def _drop(self, connections: Connections | Proxied) -> None:
+        await connections.close()
+        self._connections = None
 
     def abandon(self) -> None:
         """Let go of the connections where the loop is closed already; from any thread, and without a word about it."""
         self._closed = True
-        session, self._session = self._session, None
-        if session is None:
+        connections, self._connections = self._connections, None
+        if connections is None:
             return
-        closing = session.close()
+        closing = connections.close()
         try:
             closing.send(None)  # without its loop there is nothing that it could wait for
-        except StopIteration:
+        except (StopIteration, RuntimeError):  # RuntimeError: the loop is closed, says asyncio
             pass
         finally:
             closing.close()
@@ -199,23 +173,3 @@ async def _kept(pool: Pool, forget: Callable[[], object]) -> AsyncGenerator[None
 
 def _close(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
     loop.create_task(pool.close())
-
-
-def interrupted(name: str) -> LMError:
-    """Return the error of a call whose client is closed meanwhile."""
-    return LMError(f"{name}: the client was closed while the call was in flight.", cause="connection", retryable=False)
-
-
-def proxy_for(url: str) -> str | None:
-    """Return the proxy that the environment names for an address; never one for this machine itself.
-
-    Read once per client: aiohttp's `trust_env` looks at the environment for every request, and into ~/.netrc.
-    """
-    from urllib.request import getproxies, proxy_bypass
-
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if host == "localhost" or host.startswith("127.") or host == "::1" or proxy_bypass(host):
-        return None
-    proxies = getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")

@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from .lm import Reply, Request
-from .pool import GuestPools, Pool, Site, interrupted
+from .pool import GuestPools, Pool
+from .site import Site, interrupted
 
 Answer = Callable[[Request, Pool], Awaitable[Reply]]
 """Turns a request into a reply or an LMError, on the pool's loop."""

@@ -10,9 +10,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from json.encoder import encode_basestring
 from typing import Any, Literal, TypeAlias, cast
 
-from .canonical import JsonValue, digest, from_json_text, json_text
+from .canonical import JsonValue, canonical_json, digest, from_json_text, json_text
 from .contract import annotation_name, output_hole, response_schema
 from .errors import ArtifactError
 from .grammar import keys_of, list_of, text_of
@@ -22,6 +23,7 @@ from .values import jsonable, render_value
 
 Format: TypeAlias = Literal["chat", "json"]
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _MARKER = "<<CUSTOM-TYPE-START-IDENTIFIER>>"
 _TOOL_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls")
 _INTRODUCTION = "All interactions will be structured in the following way, with the appropriate values filled in."
@@ -138,6 +140,12 @@ class PromptPlan:
         messages.append({"role": "user", "content": content})
         return messages
 
+    def request_messages(self, inputs: Mapping[str, Any]) -> "Messages":
+        """Return what `render` returns, for a request: what is always the same needn't be written as JSON again."""
+        messages = Messages(self.render(inputs))
+        messages.plan = self
+        return messages
+
     def request_params(self, config: Mapping[str, Any], capabilities: Capabilities) -> dict[str, Any]:
         """Return what DSPy's adapter passes to the language model beside the messages.
 
@@ -187,6 +195,14 @@ class PromptPlan:
         )
 
     @cached_property
+    def _opening(self) -> str:
+        return "".join(f"{_ENCODER.encode(message)}," for message in self._before)
+
+    @cached_property
+    def _canonical_opening(self) -> str:
+        return "".join(f"{canonical_json(message)}," for message in self._before)
+
+    @cached_property
     def _holes(self) -> tuple[tuple[str, str, bool, str | None], ...]:
         return tuple((hole.name, f"[[ ## {hole.name} ## ]]\n", hole.text, hole.default) for hole in self.holes)
 
@@ -200,6 +216,26 @@ class PromptPlan:
             return {"type": "json_object"}
         schema = from_json_text(self.response_schema)
         return {"type": "json_schema", "json_schema": {"name": "DSPyProgramOutputs", "schema": schema, "strict": True}}
+
+
+class Messages(tuple[dict[str, Any], ...]):
+    """The messages of a plan and its inputs, of which all but the last are written as JSON once for all.
+
+    Attributes:
+        plan: The plan.
+    """
+
+    plan: PromptPlan
+
+    @property
+    def json(self) -> str:
+        """Their JSON text, as it is sent."""
+        return f'[{self.plan._opening}{{"role":"user","content":{encode_basestring(self[-1]["content"])}}}]'
+
+    @property
+    def canonical(self) -> str:
+        """Their canonical JSON."""
+        return f'[{self.plan._canonical_opening}{{"content":{encode_basestring(self[-1]["content"])},"role":"user"}}]'
 
 
 class _Writer:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from vitrify.programs.lm import LM, Capabilities, LMError, Reply, Request, Retry, Usage
 from vitrify.programs.openai import OpenAICompatible
 from vitrify.programs.openai_wire import decode, encode, is_reasoning_model, known_capabilities, retry_after, wire_name
-from vitrify.programs.pool import proxy_for
+from vitrify.programs.site import proxy_for
 from vitrify.signatures.canonical import NotCanonical, digest
 from vitrify.signatures.errors import ModelError, WorkError
 
@@ -291,11 +291,11 @@ def test_no_body_gets_past_the_reader_as_anything_but_a_value_error(body: bytes)
 
 def test_retry_after_in_seconds_milliseconds_and_dates() -> None:
     now = 1_700_000_000.0
-    assert retry_after({"Retry-After": "2.5"}, now) == 2.5
+    assert retry_after({"retry-after": "2.5"}, now) == 2.5
     assert retry_after({"retry-after-ms": "250", "Retry-After": "1"}, now) == 0.25
-    assert retry_after({"Retry-After": formatdate(now + 30, usegmt=True)}, now) == 30.0
-    assert retry_after({"Retry-After": formatdate(now - 30, usegmt=True)}, now) == 0.0
-    assert [retry_after({"Retry-After": text}, now) for text in ("", "soon", "-1", "nan", "inf")] == [None] * 5
+    assert retry_after({"retry-after": formatdate(now + 30, usegmt=True)}, now) == 30.0
+    assert retry_after({"retry-after": formatdate(now - 30, usegmt=True)}, now) == 0.0
+    assert [retry_after({"retry-after": text}, now) for text in ("", "soon", "-1", "nan", "inf")] == [None] * 5
 
 
 # Faults

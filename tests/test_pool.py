@@ -108,7 +108,7 @@ def test_a_loop_that_is_closed_without_care_is_forgotten_at_the_next(server: Scr
         warnings.filterwarnings("ignore", "unclosed (transport|<socket)", ResourceWarning)
         loop.close()
         asyncio.run(many(lm))
-        assert guests(lm) == [] and pool._session is None
+        assert guests(lm) == [] and pool._connections is None
         del pool, loop
         gc.collect()
     lm.close()
@@ -191,9 +191,9 @@ def test_a_forgotten_client_closes_its_pools_while_the_loop_goes_on(server: Scri
         del lm
         gc.collect()
         until = time.monotonic() + 5
-        while pool._session is not None and time.monotonic() < until:
+        while pool._connections is not None and time.monotonic() < until:
             await asyncio.sleep(0.005)
-        assert pool._session is None
+        assert pool._connections is None
 
     asyncio.run(work())
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import time
 from typing import Any
 
@@ -17,6 +18,8 @@ from dspy.clients.legacy_requests import _strict_json_schema
 from dspy.utils.exceptions import AdapterParseError
 from hypothesis import given
 from hypothesis import strategies as st
+from vitrify.programs.lm import Request
+from vitrify.programs.openai_wire import encode
 from vitrify.signatures.errors import ArtifactError
 from vitrify.signatures.lower import annotations, lower
 from vitrify.signatures.prompt import Capabilities, NeedsAdapter, PromptPlan
@@ -275,3 +278,29 @@ def _seconds(plan: PromptPlan, inputs: dict[str, Any]) -> float:
     for _ in range(1000):
         plan.render(inputs)
     return (time.perf_counter() - start) / 1000
+
+
+@profile(60)
+@given(signatures(), st.data(), st.sampled_from(["chat", "json"]), st.sampled_from(["gpt-4o", "o3", "local \u2028 é"]))
+def test_a_request_by_plan_is_written_and_named_like_any_other(
+    signature: Any, data: st.DataObject, format: Any, model: str
+) -> None:
+    """What a plan wrote as JSON beforehand changes neither the bytes that are sent nor the request's identity."""
+    spec = lower(signature)
+    if isinstance(spec, Unsupported):
+        return
+    assert isinstance(spec, SignatureSpec)
+    inputs = data.draw(rows(signature, list(signature.input_fields)))
+    choices: list[dict[str, Any]] = [{}, {"temperature": 0.7}, {"max_tokens": 9, "extra_body": {"top_k": 3}}]
+    params = data.draw(st.sampled_from(choices))
+    try:
+        plan = PromptPlan.build(spec, format=format, demos=data.draw(demos(signature)), types=annotations(signature))
+        messages, plain = plan.request_messages(inputs), plan.render(inputs)
+    except NeedsAdapter:
+        return
+    assert list(messages) == plain
+    ours, other = Request(model, messages, params, 3), Request(model, tuple(plain), params, 3)
+    assert encode(other, model) == encode(ours, model)
+    assert other.key == ours.key
+    copied = pickle.loads(pickle.dumps(messages))
+    assert encode(other, model) == encode(Request(model, copied, params, 3), model)
