@@ -40,6 +40,8 @@ CompiledProgram = Annotated[
     ),
 ]
 ArtifactFile = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The file that `vitrify compile -o` wrote.")]
+FirstArtifact = Annotated[Path, typer.Argument(metavar="FIRST", help="An artifact.")]
+SecondArtifact = Annotated[Path, typer.Argument(metavar="SECOND", help="Another one.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, such as those in .vitrify/runs.")]
 Data = Annotated[
     str,

@@ -1,4 +1,4 @@
-"""The command line: `vitrify compile`, `resume`, `run`, `evaluate`, `inspect`."""
+"""The command line: every command; those that aren't here stand in a module of their own, and are listed at the end."""
 
 import json
 import time
@@ -8,6 +8,7 @@ import typer
 
 from . import __version__, arguments
 from .boundary import boundary, run_app
+from .diffing import diff_command
 from .grouped import Grouped, spread
 from .request import Changes, CompileRequest
 from .signatures.errors import RequestError
@@ -25,7 +26,7 @@ app = typer.Typer(
 def root(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
-    """Compile, resume, run, evaluate and inspect programs."""
+    """Compile, run, evaluate, inspect, compare, verify, sign, export and import programs."""
     if version:
         typer.echo(f"vitrify {__version__}")
         raise typer.Exit
@@ -161,6 +162,10 @@ def inspect_command(
             typer.echo(found.to_bytes().decode(), nl=False)
         else:
             print_artifact(found)
+
+
+for name, command in (("diff", diff_command),):
+    app.command(name, cls=Grouped)(command)
 
 
 def main() -> None:
