@@ -131,7 +131,7 @@ def _prompt(part: str, name: str, before: Any, after: Any) -> Iterator[Change]:
     rest = [{key: value for key, value in plan.items() if key != "messages"} for plan in (before, after)]
     yield from _walk(part, name, *rest)
     said = [[f"{item['role']}: {item['content']}" for item in plan["messages"]] for plan in (before, after)]
-    matched = SequenceMatcher(None, *said, autojunk=False)
+    matched = SequenceMatcher(None, said[0], said[1], autojunk=False)
     for tag, low, high, start, stop in matched.get_opcodes():
         if tag != "equal":
             yield Change(part, f"{name} messages", "text", "\n".join(said[0][low:high]), "\n".join(said[1][start:stop]))

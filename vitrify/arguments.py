@@ -31,6 +31,10 @@ def _call(name: str, shown: str | None, help: str, **more: Any) -> Any:
     return _option(name, shown=shown, help=help, under="Calls", **more)
 
 
+def _claim(name: str, shown: str, help: str, **more: Any) -> Any:
+    return _option(name, shown=shown, help=help, under="Claim", **more)
+
+
 # What is asked for.
 
 CompiledProgram = Annotated[
@@ -173,6 +177,35 @@ NeededProgram = Annotated[
 Table = Annotated[
     Path | None,
     _option("--csv", shown="FILE", help="Write a table to sort: inputs, prediction, expected, score, failure."),
+]
+
+# Verifying.
+
+PublicKey = Annotated[
+    Path | None, _option("--key", shown="FILE", help="Ed25519 public key (PEM): the signature must be of its holder.")
+]
+SignatureFile = Annotated[
+    Path | None, _option("--signature", shown="FILE", help="The signature, where it isn't ARTIFACT.sig.")
+]
+ClaimData = Annotated[
+    str | None, _claim("--data", "DATA", "Rows to run it on: the compile's own, its test set, or fresh ones.")
+]
+ClaimMetric = Annotated[str | None, _claim("--metric", "METRIC", "The metric of the compile.")]
+Margin = Annotated[
+    float | None,
+    _claim(
+        "--margin", "X", "How far apart counts as equal, in the metric's units (0.05); it must then be shown.", min=0
+    ),
+]
+ClaimGroup = Annotated[str | None, _claim("--group", "COLUMN", "The compile's --group, to find its sealed test.")]
+ClaimFailureScore = Annotated[float, _claim("--failure-score", "X", "The compile's --failure-score.")]
+
+# Signing.
+
+PrivateKey = Annotated[Path, _option("--key", shown="FILE", help="Ed25519 private key (PEM).")]
+Sign = Annotated[
+    Path | None,
+    _option("--sign", shown="FILE", help="Ed25519 private key (PEM): also writes the signature, FILE.sig."),
 ]
 
 # Output.

@@ -12,6 +12,8 @@ from .diffing import diff_command
 from .grouped import Grouped, spread
 from .request import Changes, CompileRequest
 from .signatures.errors import RequestError
+from .signing import sign_command
+from .verifying import verify_command
 
 app = typer.Typer(
     name="vitrify",
@@ -164,7 +166,7 @@ def inspect_command(
             print_artifact(found)
 
 
-for name, command in (("diff", diff_command),):
+for name, command in (("diff", diff_command), ("verify", verify_command), ("sign", sign_command)):
     app.command(name, cls=Grouped)(command)
 
 

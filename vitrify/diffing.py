@@ -55,7 +55,7 @@ def page(changes: Any) -> list[str]:
 
 
 def _both(before: Any, after: Any) -> tuple[str, str]:
-    """Return two values as texts that differ: numbers with four digits, and with all of them where that isn't enough."""
+    """Return two values as texts that differ: numbers with four digits, or with all of them."""
     if isinstance(before, float) and isinstance(after, float) and f"{before:.4g}" != f"{after:.4g}":
         return f"{before:.4g}", f"{after:.4g}"
     return _shown(before), _shown(after)

@@ -70,6 +70,7 @@ class CompileRequest(_Data):
     timeout: arguments.Timeout = 180.0
     hedge: arguments.Hedge = False
     cache: arguments.Cache = True
+    sign: arguments.Sign = None
 
     def budget(self) -> "Budget":
         """Return what may be spent, in all and by the prompt model and the others apart."""
