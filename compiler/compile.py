@@ -37,6 +37,7 @@ from .state import Job, State
 from .stopped import leave_incumbent
 from .strategy import Strategy
 from .supply import source_of, supply
+from .traces import write_traces
 
 
 def compile(
@@ -85,6 +86,7 @@ def compile(
             state = State(job, split_pass(job, run))
             for step in (first_reply, supply, preflight, search, certify):
                 state = step(state, run)
+            write_traces(folder, state.accepted)
             return emit(state, run)
         except KeyboardInterrupt as stop:
             run.close(abandon=True)

@@ -22,6 +22,7 @@ from ..programs.candidate import Candidate
 from ..programs.dataflow import Flow, Unsealed, seal_program
 from ..programs.exact import exact, from_exact
 from ..programs.flow import calls_of
+from ..programs.models import Model
 from ..programs.program import DECODING, PredictorSpec, ProgramSpec, walk
 from ..signatures.canonical import JsonValue, NotCanonical, canonical_json, digest, from_json_text
 from ..signatures.lower import annotations
@@ -45,10 +46,10 @@ def emit(state: State, run: Run) -> Artifact:
     content = Content(
         format="vitrify/1",
         name=spec.name,
-        program=_program(spec, job.target.program, job.model.decoding, predictors),
+        program=program_of(spec, job.target.program, job.model.decoding, predictors),
         inputs=[InputRecord(name=item.name, required=item.required) for item in spec.inputs],
         predictors=predictors,
-        model=_model(state),
+        model=model_of(job.model, job.target.adapter),
         evidence=_evidence(state),
         selection=_selection(state),
         provenance=_provenance(state, run),
@@ -60,7 +61,7 @@ def emit(state: State, run: Run) -> Artifact:
     return Artifact.seal(content)
 
 
-def _program(
+def program_of(
     spec: ProgramSpec, program: Any, decoding: Mapping[str, Any], predictors: Sequence[PredictorRecord]
 ) -> ClassProgram | SealedProgram:
     """Return the program with its data flow, where that and every prompt it asks with are in the file."""
@@ -78,11 +79,18 @@ def _program(
 
 
 def _predictor(spec: PredictorSpec, shipped: Candidate, state: State, program: Any) -> PredictorRecord:
+    methods, rows = _origin(spec.path, state)
+    return predictor_of(spec, shipped, program, methods, rows)
+
+
+def predictor_of(
+    spec: PredictorSpec, shipped: Candidate, program: Any, methods: dict[str, str], rows: list[int]
+) -> PredictorRecord:
+    """Return a predictor with what a candidate gives it; `methods` and `rows` say where that comes from."""
     params = shipped.params[spec.path]
     plan = second = None
     if spec.signature is not None and spec.reason is None:
         plan, second = plans_of(spec, shipped, program)
-    methods, rows = _origin(spec.path, state)
     as_json: Any = params.to_json()
     return PredictorRecord(
         path=spec.path,
@@ -134,20 +142,20 @@ def _origin(path: str, state: State) -> tuple[dict[str, str], list[int]]:
     return methods, rows
 
 
-def _model(state: State) -> ModelRecord:
-    job = state.job
-    able = job.model.lm.capabilities
+def model_of(model: Model, adapter: Any) -> ModelRecord:
+    """Return a language model and the adapter in force as a file may hold them."""
+    able = model.lm.capabilities
     return ModelRecord(
-        name=job.model.lm.name,
+        name=model.lm.name,
         # Listed are the parameters that may be written, not the secrets that may not.
-        decoding={name: value for name, value in sorted(job.model.decoding.items()) if name in DECODING},
+        decoding={name: value for name, value in sorted(model.decoding.items()) if name in DECODING},
         capabilities=CapabilitiesRecord(
             response_format=able.response_format,
             response_schema=able.response_schema,
             function_calling=able.function_calling,
             reasoning=able.reasoning,
         ),
-        adapter="ChatAdapter" if job.target.adapter is None else type(job.target.adapter).__name__,
+        adapter="ChatAdapter" if adapter is None else type(adapter).__name__,
     )
 
 
@@ -204,7 +212,7 @@ def _provenance(state: State, run: Run) -> ProvenanceRecord:
     spent = meter.logical
     outcomes = state.certificate.compiled if state.certificate is not None else ()
     return ProvenanceRecord(
-        versions={name: _version(name) for name in ("vitrify", "dspy", "pydantic", "json-repair", "optuna")},
+        versions=versions(),
         seed=job.seed,
         strategy=job.strategy.name,
         metric=job.metric.name,
@@ -226,16 +234,26 @@ def _provenance(state: State, run: Run) -> ProvenanceRecord:
 
 def _canaries(state: State, shipped: Candidate) -> list[Canary]:
     """Return inputs of accepted training traces with the hash of the messages they render to."""
-    job, canaries = state.job, []
-    for spec in job.target.spec.predictors:
+    seen = {
+        spec.path: [demo for item in state.accepted for demo in item.demos.get(spec.path, ())]
+        for spec in state.job.target.spec.predictors
+    }
+    return canaries_of(state.job.target.spec, state.job.target.program, shipped, seen)
+
+
+def canaries_of(
+    lowered: ProgramSpec, program: Any, shipped: Candidate, seen: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[Canary]:
+    """Return the first inputs in `seen`, values by predictor and field, with the hash of what they render to."""
+    canaries = []
+    for spec in lowered.predictors:
         if spec.signature is None or spec.reason is not None:
             continue
-        plan, _ = plans_of(spec, shipped, job.target.program)
+        plan, _ = plans_of(spec, shipped, program)
         if plan is None:
             continue
         names = [field.name for field in spec.signature.inputs]
-        seen = [demo for item in state.accepted for demo in item.demos.get(spec.path, ())]
-        for demo in seen[:CANARIES]:
+        for demo in seen.get(spec.path, ())[:CANARIES]:
             try:
                 inputs = {name: exact(demo[name]) for name in names if name in demo}
                 # Rendered from what the file will hold, since that is what `load` renders.
@@ -253,6 +271,11 @@ def _read_back(value: JsonValue) -> JsonValue:
 def _dict(value: Any) -> dict[str, Any]:
     assert isinstance(value, dict)
     return value
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides about a prompt or a choice."""
+    return {name: _version(name) for name in ("vitrify", "dspy", "pydantic", "json-repair", "optuna")}
 
 
 def _version(name: str) -> str:

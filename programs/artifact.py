@@ -125,6 +125,8 @@ class EvidenceRecord(Record):
 
     def __str__(self) -> str:
         where = f"on {self.n} {self._rows()}"
+        if self.method.startswith("none: imported"):
+            return "uncertified: imported, nothing was measured"
         if not self.n:
             return "uncertified: the run was stopped before anything was known"
         if self.method.startswith("none"):

@@ -224,7 +224,7 @@ def test_openssl_agrees(own: Path) -> None:
     desk, (private, public) = own / "desk.json", write_keys(own, "key")
     vitrify("sign", desk, "--key", private)
     signature = own / "desk.json.sig"
-    command = [
+    command: list[str | Path] = [
         "openssl",
         "pkeyutl",
         "-verify",

@@ -208,6 +208,26 @@ Sign = Annotated[
     _option("--sign", shown="FILE", help="Ed25519 private key (PEM): also writes the signature, FILE.sig."),
 ]
 
+# Exporting and importing.
+
+Target = Annotated[str, _option("--to", shown="FORM", help="dspy, openai or finetune.")]
+OwnProgram = Annotated[
+    str | None,
+    _option("--program", shown="PROGRAM", help="With dspy: the program, to check the state on, or where it must be."),
+]
+TracesRun = Annotated[
+    Path | None, _option("--run", shown="RUN", help="With finetune: the directory of the run that made the artifact.")
+]
+OnePredictor = Annotated[str | None, _option("--predictor", shown="PATH", help="With finetune: of this one alone.")]
+WithDemos = Annotated[
+    bool, _option("--demos", help="With finetune: show the artifact's demonstrations in every prompt.")
+]
+StateFile = Annotated[Path, typer.Argument(metavar="STATE", help="What DSPy's save wrote, as .json.")]
+ImportLm = Annotated[str | None, _model("--lm", "LM", "The model it runs on; by default the one in the state.")]
+Adapter = Annotated[
+    str, _model("--adapter", "FORMAT", "chat or json: the adapter it was saved under, which no state says.")
+]
+
 # Output.
 
 RunDir = Annotated[

@@ -9,6 +9,7 @@ import typer
 from . import __version__, arguments
 from .boundary import boundary, run_app
 from .diffing import diff_command
+from .exporting import export_command, import_command
 from .grouped import Grouped, spread
 from .request import Changes, CompileRequest
 from .signatures.errors import RequestError
@@ -166,7 +167,13 @@ def inspect_command(
             print_artifact(found)
 
 
-for name, command in (("diff", diff_command), ("verify", verify_command), ("sign", sign_command)):
+for name, command in (
+    ("diff", diff_command),
+    ("verify", verify_command),
+    ("sign", sign_command),
+    ("export", export_command),
+    ("import", import_command),
+):
     app.command(name, cls=Grouped)(command)
 
 
