@@ -130,7 +130,8 @@ def plans_of(spec: PredictorSpec, candidate: Candidate, program: Any) -> tuple[P
 def _origin(path: str, state: State) -> tuple[dict[str, str], list[int]]:
     """Return where a predictor's parameters come from, in words, and whose rows ship."""
     assert state.levels is not None and state.found is not None
-    methods, rows = {}, []
+    methods: dict[str, str] = {}
+    rows: list[int] = []
     for name, level in zip(state.levels.slots, state.found.shipped, strict=True):
         owner, _, kind = name.rpartition(".")
         if owner != path or level == 0:
@@ -138,7 +139,7 @@ def _origin(path: str, state: State) -> tuple[dict[str, str], list[int]]:
         value = state.levels.values[name][level]
         provenance = getattr(value, "provenance", None)
         methods[kind] = f"{provenance.method}: {provenance.note}" if provenance is not None else "tried as an option"
-        rows += sorted(getattr(value, "rows", ()))
+        rows += getattr(value, "rows", ())  # in the order of the demonstrations
     return methods, rows
 
 

@@ -45,7 +45,7 @@ class Change:
 
     def lines(self) -> list[str]:
         """Return a text's change as the lines of a diff, each with its sign; unchanged lines are left out."""
-        told = list(unified_diff(str(self.before).splitlines(), str(self.after).splitlines(), n=0, lineterm=""))
+        told = list(unified_diff(str(self.before).split("\n"), str(self.after).split("\n"), n=0, lineterm=""))
         return [line for line in told[2:] if not line.startswith("@@")]
 
 

@@ -11,6 +11,7 @@ from .boundary import boundary, run_app
 from .diffing import diff_command
 from .exporting import export_command, import_command
 from .grouped import Grouped, spread
+from .inspecting import inspect_command
 from .request import Changes, CompileRequest
 from .signatures.errors import RequestError
 from .signing import sign_command
@@ -151,23 +152,8 @@ def evaluate_command(
         print_evaluation(result, artifact, csv, as_json=as_json)
 
 
-@app.command("inspect", cls=Grouped)
-def inspect_command(
-    artifact: arguments.ArtifactFile, as_json: arguments.AsJson = False, debug: arguments.Debug = False
-) -> None:
-    """Show what is in an artifact: instructions, demonstrations, evidence, provenance."""
-    with boundary(debug):
-        from .display import print_artifact
-        from .programs.artifact import read_artifact
-
-        found = read_artifact(artifact)
-        if as_json:
-            typer.echo(found.to_bytes().decode(), nl=False)
-        else:
-            print_artifact(found)
-
-
 for name, command in (
+    ("inspect", inspect_command),
     ("diff", diff_command),
     ("verify", verify_command),
     ("sign", sign_command),

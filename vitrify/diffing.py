@@ -7,6 +7,7 @@ import typer
 
 from . import arguments
 from .boundary import boundary
+from .inspecting import visible
 
 SHOWN = 300
 """Characters of a value that a line shows; `--json` has it whole."""
@@ -29,9 +30,9 @@ def diff_command(
             typer.echo(json.dumps({"changes": [change.to_json() for change in found]}, ensure_ascii=False))
         elif found:
             for sign, path, artifact in (("---", first, before), ("+++", second, after)):
-                typer.echo(f"{sign} {path}  {artifact.name}  {artifact.sha256[:16]}")
+                typer.echo(f"{sign} {path}  {visible(artifact.name)}  {artifact.sha256[:16]}")
             for line in page(found):
-                typer.echo(line)
+                typer.echo(visible(line))
         if found:
             raise typer.Exit(1)
 
