@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from ..signatures.canonical import digest
@@ -11,7 +12,7 @@ from .artifact import Artifact, ClassProgram, SealedProgram, inputs_of, read_art
 from .exact import from_exact
 from .flow import Flow, calls_of
 from .frozen import FrozenPredictor, Unreadable, check_types
-from .lm import Reply, Request, Usage
+from .lm import Reply, Request, Retry, Usage
 from .loaded import Loaded
 from .models import Model, resolve_lm
 from .prediction import Prediction
@@ -64,7 +65,7 @@ class SealedRun(Loaded):
         return await _adrive(self._run(inputs), self.model.lm.acomplete)
 
     def _run(self, inputs: Mapping[str, Any]) -> Running:
-        model = self.model.lm.name
+        model, began = self.model.lm.name, perf_counter()
         usage, calls = Usage(), 0
         steps = self._flow.execute(inputs)
         outputs: Any = None
@@ -72,7 +73,8 @@ class SealedRun(Loaded):
             try:
                 path, asked = steps.send(outputs)
             except StopIteration as stop:
-                return Prediction(stop.value, usage=usage, calls=calls, model=model)
+                seconds = perf_counter() - began
+                return Prediction(stop.value, usage=usage, calls=calls, model=model, seconds=seconds)
             asking = self._predictors[path].ask(asked, model)
             reply: Any = None
             while True:
@@ -114,6 +116,9 @@ def load(
     lm: Any = None,
     api_base: str | None = None,
     api_key: str | None = None,
+    timeout: float | None = None,
+    retries: int | None = None,
+    hook: Any = None,
 ) -> Any:
     """Return the program in an artifact, ready to be called.
 
@@ -125,16 +130,44 @@ def load(
         lm: The language model; by default the one the program was compiled for.
         api_base: The server's address; it is never in the file.
         api_key: The key; by default the provider's environment variable.
+        timeout: Seconds that one attempt of our own client may take, from connecting to the last byte; by default 180.
+        retries: How often our own client repeats a call that failed and may succeed later; by default 4 times.
+        hook: Called with every `LMCall` to the model once it is over; or `"opentelemetry"`, which records spans.
 
     Raises:
         ArtifactError: If the file is damaged, edited, of another format or of another program.
         ProgramError: If the program isn't sealed and neither `program` nor `allow_import` is given.
     """
     artifact = read_artifact(path)
-    model = resolve_lm(artifact.model.name if lm is None else lm, api_base=api_base, api_key=api_key)
+    name = artifact.model.name if lm is None else lm
+    model = resolve_lm(name, api_base=api_base, api_key=api_key, **patience(name, api_base, timeout, retries))
     if lm is None or model.lm.name == artifact.model.name:
         model = Model(model.lm, {**artifact.model.decoding, **model.decoding})
+    if hook is not None:
+        from .hooks import Hooked, resolve_hook
+
+        told = Hooked(model.lm, resolve_hook(hook), program=artifact.name, sha256=artifact.sha256)
+        model = Model(told, model.decoding)
     return run_artifact(artifact, model, program=program, allow_import=allow_import, types=types, name=str(path))
+
+
+def patience(lm: Any, api_base: str | None, timeout: float | None, retries: int | None) -> dict[str, Any]:
+    """Return what `resolve_lm` is told of time-outs and retries; they are our own client's alone."""
+    if timeout is None and retries is None:
+        return {}
+    ours = isinstance(lm, str) and (api_base is not None or lm.strip().startswith("openai/"))
+    if not ours:
+        shown = lm if isinstance(lm, str) else type(lm).__name__
+        raise RequestError(
+            f"`timeout and retries are for a server that speaks OpenAI's protocol`, got {shown:.60}: set them on a "
+            "dspy.LM of your own and pass that as lm=."
+        )
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        raise RequestError(f"`timeout is above 0 seconds`, got {timeout!r:.40}.")
+    if retries is not None and (not isinstance(retries, int) or retries < 0):
+        raise RequestError(f"`retries is a number from 0`, got {retries!r:.40}.")
+    told: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    return told if retries is None else {**told, "retry": Retry(attempts=retries + 1)}
 
 
 def run_artifact(

@@ -170,6 +170,13 @@ InputRows = Annotated[
     str | None,
     _option("--input", shown="DATA", help="Rows to run, in any form that --data takes, or - for JSONL on stdin."),
 ]
+RunTimeout = Annotated[
+    float | None, _call("--timeout", "SECONDS", "How long one attempt may take; by default 180.", min=0.001)
+]
+RunRetries = Annotated[
+    int | None, _call("--retries", "N", "How often a call that failed is repeated; by default 4.", min=0, max=100)
+]
+WithUsage = Annotated[bool, _option("--usage", help="Also print calls, tokens and seconds, as _usage.", under="Output")]
 NeededProgram = Annotated[
     str | None,
     _option("--program", shown="PROGRAM", help="file.py:Class or module:Class, for a program that needs its class."),

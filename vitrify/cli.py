@@ -99,6 +99,9 @@ def run_command(
     lm: arguments.OtherLm = None,
     api_base: arguments.ApiBase = None,
     concurrency: arguments.FixedConcurrency = 16,
+    timeout: arguments.RunTimeout = None,
+    retries: arguments.RunRetries = None,
+    usage: arguments.WithUsage = False,
     as_json: arguments.AsJson = False,
     debug: arguments.Debug = False,
 ) -> None:
@@ -108,14 +111,17 @@ def run_command(
 
         if (inputs is None) == (rows is None):
             raise RequestError("`run` takes either -i NAME=VALUE, once for each input, or --input FILE.")
-        from .loading import open_artifact, parse_inputs, predict, stream_rows
+        from .loading import fields_of, open_artifact, parse_inputs, predict, stream_rows, usage_of
 
-        loaded = open_artifact(artifact, program=program, lm=lm, api_base=api_base)
+        loaded = open_artifact(artifact, program=program, lm=lm, api_base=api_base, timeout=timeout, retries=retries)
         if inputs is not None:
-            print_prediction(predict(loaded, parse_inputs(inputs, loaded.artifact)), as_json=as_json)
+            given, began = parse_inputs(inputs, loaded.artifact), time.perf_counter()
+            found = predict(loaded, given)
+            more = {"_usage": usage_of(found, time.perf_counter() - began)} if usage else {}
+            print_prediction({**fields_of(found), **more}, as_json=as_json)
             return
         failed = 0
-        for record, good in stream_rows(loaded, rows or "-", concurrency):
+        for record, good in stream_rows(loaded, rows or "-", concurrency, usage=usage):
             failed += not good
             typer.echo(json.dumps(record, ensure_ascii=False))
         if failed:

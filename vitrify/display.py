@@ -15,7 +15,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .loading import fields_of
 from .programs.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -191,9 +190,8 @@ def print_result(artifact: Artifact, path: Path, seconds: float, *, as_json: boo
     typer.echo(f"wrote {path} ({artifact.program.kind}, {path.stat().st_size / 1024:.0f} KiB)")
 
 
-def print_prediction(prediction: Any, *, as_json: bool) -> None:
-    """Print a prediction, a field a line."""
-    values = fields_of(prediction)
+def print_prediction(values: dict[str, Any], *, as_json: bool) -> None:
+    """Print a prediction's fields, one a line."""
     if as_json:
         typer.echo(json.dumps(values, ensure_ascii=False))
         return
