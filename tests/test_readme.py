@@ -60,6 +60,19 @@ def test_the_commands(folder: Path) -> None:
     assert (folder / "table.csv").read_text().startswith("row,message,predicted.")
 
 
+def test_signing_and_exporting(folder: Path) -> None:
+    """The commands after the first ones, in the folder that those leave behind."""
+    (run,) = (folder / ".vitrify" / "runs").iterdir()
+    blocks = [text for kind, text in BLOCKS if not kind and ("vitrify sign" in text or "vitrify export" in text)]
+    assert 2 == len(blocks)
+    script = "".join(blocks).replace("RUN", str(run)).replace("vitrify ", f"{shlex.quote(sys.executable)} -m vitrify ")
+    ran = subprocess.run(
+        ["bash", "-e"], input=script, cwd=folder, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert 0 == ran.returncode, ran.stderr
+    assert {"desk.json.sig", "state.json", "chats.jsonl", "imported.json"} <= {path.name for path in folder.iterdir()}
+
+
 def test_the_python(folder: Path) -> None:
     (code,) = [text for kind, text in BLOCKS if kind == "python" and "vitrify.compile" in text]
     ran = subprocess.run(

@@ -116,6 +116,14 @@ Formats = Annotated[str, _search("--formats", "FORMAT", "Reply format to try as 
 Test = Annotated[str | None, _rows("--test", "DATA", "Your own sealed test set.")]
 Select = Annotated[str | None, _rows("--select", "DATA", "Your own select set, on which candidates compete.")]
 Group = Annotated[str | None, _rows("--group", "COLUMN", "Rows that share its value stay in one set.")]
+NoDemosFrom = Annotated[
+    list[str] | None,
+    _rows("--no-demos-from", "COLUMN=VALUE", "Training rows with this value are shown nowhere; repeat for more."),
+]
+Redact = Annotated[
+    str | None,
+    _rows("--redact", "FUNCTION", "file.py:function or module:function: a row as it may be shown, or None."),
+]
 
 # Models.
 
