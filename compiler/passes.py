@@ -2,17 +2,19 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from ..programs.candidate import Candidate
 from ..programs.lm import Usage
 from ..signatures.canonical import canonical_json
+from ..signatures.errors import WorkError
 from .budget import BudgetExhausted
 from .data import Example
 from .evaluate import Errand
 from .evidence import paired_evidence, same_evidence
+from .journal import StudyJournal, in_words
 from .outcome import Outcome
 from .preflight import keep
 from .run import LATER, Run
@@ -29,6 +31,9 @@ WRITTEN = 16
 TRACED = 0.3
 """The share of its evaluations that the search asks for before it waits for what bootstrap brings."""
 
+STUDY = "study.journal"
+"""The file of the run directory that optuna-dashboard opens."""
+
 LEAST = 40
 """Evaluations below which nothing can be found out: then the baseline ships."""
 
@@ -41,11 +46,13 @@ class EvaluatorOracle:
         run: The tools.
         levels: What the points choose from; more of them after a renewal.
         rows: The select set.
+        journal: Hears of every block.
     """
 
     run: Run
     levels: Levels
     rows: tuple[Example, ...]
+    journal: StudyJournal
 
     @property
     def examples(self) -> int:
@@ -58,15 +65,27 @@ class EvaluatorOracle:
         rows = [self.rows[index] for index in examples]
         errand = Errand(config={"rollout_id": replicate} if replicate else {})
         self.run.flying += len(rows)
-        return _Pending(self.run, candidate, rows, errand)
+
+        def told(scores: Sequence[float]) -> None:
+            if not replicate:
+                self.journal.told(point, scores)
+
+        return _Pending(self.run, candidate, rows, errand, told)
 
 
 class _Pending(Future[Block]):
     """A block whose evaluations are under way; it is told, and written to the journal, when it is asked for."""
 
-    def __init__(self, run: Run, candidate: Candidate, rows: Sequence[Example], errand: Errand) -> None:
+    def __init__(
+        self,
+        run: Run,
+        candidate: Candidate,
+        rows: Sequence[Example],
+        errand: Errand,
+        told: Callable[[Sequence[float]], None],
+    ) -> None:
         super().__init__()
-        self._parts = (run, candidate, rows, errand)
+        self._parts, self._told = (run, candidate, rows, errand), told
         self._flying = run.submit(candidate, rows, errand)
 
     def result(self, timeout: float | None = None) -> Block:
@@ -77,8 +96,10 @@ class _Pending(Future[Block]):
         except BudgetExhausted as error:
             run.cut = f"the search was cut short: {error}"
             raise Exhausted(str(error)) from error
+        scores = tuple(outcome.score for outcome in outcomes)
+        self._told(scores)
         return Block(
-            scores=tuple(outcome.score for outcome in outcomes),
+            scores=scores,
             costs=tuple(float(outcome.cost.calls) for outcome in outcomes),
             causes=tuple(outcome.cause for outcome in outcomes),
         )
@@ -103,11 +124,13 @@ def search(state: State, run: Run) -> State:
     job, supply, baseline = state.job, state.supply, state.job.target.spec.baseline
     # What a call may take depends on the longest prompt: a budget in tokens or dollars waits for all levels.
     first = supply.rest()[0] if job.budget.weighed else supply.first
-    oracle = EvaluatorOracle(run, first, state.splits.select)
+    journal = StudyJournal(run.ledger.path / STUDY, job.target.spec.name, first.space)
+    oracle = EvaluatorOracle(run, first, state.splits.select, journal)
 
     def renew() -> Mapping[str, int]:
         known = oracle.levels.sizes
         oracle.levels = supply.with_instructions() if oracle.levels is first else supply.rest()[0]
+        journal.grow(oracle.levels.space)
         return {name: size - known.get(name, 1) for name, size in oracle.levels.sizes.items()}
 
     evaluations = min(state.preflight.evaluations, _within_tokens(state, run, oracle.levels))
@@ -129,8 +152,15 @@ def search(state: State, run: Run) -> State:
     try:
         found = run_search(first.space, oracle, budget=max(1, evaluations), seed=job.seed, options=options, renew=renew)
     except Interrupted as stop:
+        journal.finish(stop.result.study, {"levels": in_words(oracle.levels)})
         raise Stopped(replace(state, levels=oracle.levels, found=stop.result)) from None
+    except WorkError:
+        journal.write()
+        raise
     # The levels that the search saw: where it ended before its renewal, the points know of no others.
+    journal.finish(found.study, {"levels": in_words(oracle.levels)})
+    if journal.problem is not None:
+        run.notices.append(journal.problem)
     _, accepted = supply.rest()
     return replace(state, levels=oracle.levels, accepted=accepted, found=found)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .compiler import stock as metrics
+    from .compiler.additive_sampler import AdditiveSampler
     from .compiler.budget import Budget
     from .compiler.metric import Score
     from .compiler.options import Options
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AdditiveSampler": "compiler.additive_sampler",
     "Artifact": "programs.artifact",
     "Budget": "compiler.budget",
     "Candidate": "programs.candidate",
@@ -52,6 +54,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AdditiveSampler",
     "Artifact",
     "Budget",
     "Candidate",
