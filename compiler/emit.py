@@ -18,12 +18,13 @@ from ..programs.artifact import (
     SealedProgram,
     SelectionRecord,
 )
+from ..programs.bind import bind
+from ..programs.canaries import dspy_canary, planned_canary
 from ..programs.candidate import Candidate
 from ..programs.dataflow import Flow, Unsealed, seal_program
-from ..programs.exact import exact, from_exact
+from ..programs.exact import exact
 from ..programs.flow import calls_of
 from ..programs.program import DECODING, PredictorSpec, ProgramSpec, walk
-from ..signatures.canonical import JsonValue, NotCanonical, canonical_json, digest, from_json_text
 from ..signatures.lower import annotations
 from ..signatures.prompt import NeedsAdapter, PromptPlan
 from .outcome import Malformed
@@ -225,29 +226,23 @@ def _provenance(state: State, run: Run) -> ProvenanceRecord:
 
 
 def _canaries(state: State, shipped: Candidate) -> list[Canary]:
-    """Return inputs of accepted training traces with the hash of the messages they render to."""
-    job, canaries = state.job, []
+    """Return inputs of accepted training traces with the messages that they render to."""
+    import dspy
+
+    job = state.job
+    bound = {item.path: item.predictor for item in walk(bind(job.target.program, job.target.spec, shipped))}
+    canaries: list[Canary | None] = []
     for spec in job.target.spec.predictors:
-        if spec.signature is None or spec.reason is not None:
-            continue
-        plan, _ = plans_of(spec, shipped, job.target.program)
-        if plan is None:
-            continue
-        names = [field.name for field in spec.signature.inputs]
-        seen = [demo for item in state.accepted for demo in item.demos.get(spec.path, ())]
-        for demo in seen[:CANARIES]:
-            try:
-                inputs = {name: exact(demo[name]) for name in names if name in demo}
-                # Rendered from what the file will hold, since that is what `load` renders.
-                messages = plan.render({name: from_exact(_read_back(value)) for name, value in inputs.items()})
-                canaries.append(Canary(path=spec.path, inputs=inputs, sha256=digest(messages)))
-            except (NotCanonical, NeedsAdapter, TypeError, ValueError):
-                continue  # a value that a file can't hold guards nothing
-    return canaries
-
-
-def _read_back(value: JsonValue) -> JsonValue:
-    return from_json_text(canonical_json(value))
+        names = [] if spec.signature is None else [field.name for field in spec.signature.inputs]
+        seen = [demo for item in state.accepted for demo in item.demos.get(spec.path, ())][:CANARIES]
+        given = [{name: demo[name] for name in names if name in demo} for demo in seen]
+        plan = plans_of(spec, shipped, job.target.program)[0] if spec.signature and spec.reason is None else None
+        if plan is not None:
+            canaries += [planned_canary(spec.path, plan, inputs) for inputs in given]
+        else:
+            adapter = job.target.adapter or dspy.ChatAdapter()
+            canaries += [dspy_canary(spec.path, bound[spec.path], adapter, inputs) for inputs in (given or [{}])]
+    return [canary for canary in canaries if canary is not None]
 
 
 def _dict(value: Any) -> dict[str, Any]:

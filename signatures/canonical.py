@@ -10,6 +10,7 @@ JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, J
 
 _LARGEST_INT = 2**53
 _DEEPEST = 200
+_MOST_VALUES = 100_000
 
 
 class NotCanonical(ValueError):
@@ -44,6 +45,49 @@ def json_text(value: object) -> str:
 def from_json_text(text: str) -> JsonValue:
     """Return the value that `json_text` wrote."""
     return cast("JsonValue", json.loads(text))
+
+
+def checked_json_text(text: str) -> JsonValue:
+    """Return the value in a JSON text that a stranger may have written.
+
+    ValueError for what two readers could differ on (a key that stands twice, NaN, infinities), for nesting deeper than
+    200 and for more than about 100,000 values.
+    """
+    if text.count(",") + text.count("[") + text.count("{") > _MOST_VALUES:
+        raise ValueError(f"it has more than {_MOST_VALUES} values")
+    try:
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=no_constant)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+    deepest, level = 0, [value]
+    while level:
+        deepest += 1
+        if deepest > _DEEPEST:
+            raise ValueError("it nests too deep")
+        level = [
+            child
+            for item in level
+            if isinstance(item, (dict, list))
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return cast("JsonValue", value)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's pairs as a dictionary; ValueError if a key stands twice. A hook of `json.loads`."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key!r:.60} stands twice in one object")
+            seen.add(key)
+    return table
+
+
+def no_constant(name: str) -> Any:
+    """Raise ValueError for NaN and infinities, which are no JSON. A hook of `json.loads`."""
+    raise ValueError(f"{name} is no JSON value")
 
 
 def same_json(value: Any) -> bool:
