@@ -15,8 +15,9 @@ from .files import check_writable as check_writable
 from .files import read_bounded, write_atomically
 from .records import Grammar, Mismatch, Pattern, Record, Rule, Tag
 from .rules import check_rules
-from .untrusted import MOST_BYTES, one_line, untrusted_json
+from .untrusted import MOST_BYTES as MOST_BYTES
 from .untrusted import MOST_DEPTH as MOST_DEPTH
+from .untrusted import one_line, untrusted_json
 
 FORMAT = "vitrify/1"
 Sha256 = Annotated[str, Pattern("[0-9a-f]{64}")]
@@ -39,6 +40,18 @@ def _no_address(name: str) -> str:
 
 Decoding = Annotated[dict[str, Any], Rule(_sampling_only, json_text({"propertyNames": {"enum": sorted(DECODING)}}))]
 """Sampling parameters by name. Any other name is refused: `api_base` in a file could send a key to a stranger."""
+
+
+def _written_exactly(value: Any) -> Any:
+    try:
+        from_exact(value)
+    except ArtifactError as error:
+        raise ValueError(one_line(error)) from error
+    return value
+
+
+Exact = Annotated[Any, Rule(_written_exactly, '{"$ref": "#/$defs/exact"}')]
+"""A JSON value as `exact` writes it."""
 
 
 class InputRecord(Record):
@@ -80,7 +93,7 @@ class PredictorRecord(Record):
     reason: str | None
     """Why DSPy itself runs it."""
     instruction: str
-    demos: list[dict[str, Any]]
+    demos: list[dict[str, Exact]]
     format: Format
     decoding: Decoding
     plan: Annotated[dict[str, Any] | None, Grammar("plan")]
@@ -218,7 +231,7 @@ class Canary(Record):
     """An input and the sha256 of the messages that it must render to."""
 
     path: Name
-    inputs: dict[str, Any]
+    inputs: dict[str, Exact]
     messages: list[MessageRecord]
     """Those that the predictor's plan doesn't hold: the last one, or all where DSPy renders. For a readable diff."""
     sha256: Sha256

@@ -40,7 +40,7 @@ class Rule(NamedTuple):
 
 
 class Grammar(NamedTuple):
-    """The grammar of data that a reader of its own checks: `signature`, `plan` or `flow`. For `schema.py` alone."""
+    """The grammar of data that another reader checks: `signature`, `plan` or `flow`. For `schema.py` alone."""
 
     name: str
 
