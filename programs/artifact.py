@@ -1,12 +1,13 @@
 """Artifact: the file that ships, a closed schema with canonical bytes and a digest over its content."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
-from ..signatures.canonical import NotCanonical, canonical_json, digest, json_text
+from ..signatures.canonical import NotCanonical, canonical_json, canonical_members, digest, json_text
 from ..signatures.errors import ArtifactError
 from ..signatures.prompt import Format
 from .candidate import DECODING, Candidate, PredictorParams
@@ -335,19 +336,20 @@ def parse_artifact(data: bytes, name: str) -> Artifact:
         )
     claimed = value.get("sha256")
     try:
-        actual = digest({key: item for key, item in value.items() if key != "sha256"})
-        # What is read is what the digest covers: `1.0` in the file is the canonical `1`.
-        text = canonical_json(value)
+        members = canonical_members(value)
     except NotCanonical as error:
         raise ArtifactError(
             f"{name} holds a value that no artifact holds ({one_line(error)}); compile again."
         ) from error
+    covered = ",".join(text for key, text in members.items() if key != "sha256")
+    actual = hashlib.sha256(f"{{{covered}}}".encode()).hexdigest()
     if claimed != actual:
         raise ArtifactError(
             f"{name} was changed after it was written: `sha256` says {str(claimed)[:12]!r}, the content has "
             f"{actual[:12]!r}; take the original file, or compile again."
         )
-    read = json.loads(text)
+    # What is read is what the digest covers: `1.0` in the file is the canonical `1`.
+    read = json.loads(f"{{{','.join(members.values())}}}")
     try:
         artifact = Artifact.from_json(read)
         check_rules(read)

@@ -15,7 +15,7 @@ MOST_CANARIES = 16
 """Of one predictor: each renders its whole prompt at load."""
 MOST_TYPE_VALUES = 50_000
 """JSON values in all signatures together: pydantic takes some 50 microseconds for each."""
-MOST_PATTERNS = 64
+MOST_PATTERNS = 32
 """Regular expressions in all signatures together: the worst take 0.1 s and 10 MB each to compile."""
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
 from typing import Any, TypeAlias, cast
 
@@ -30,6 +30,21 @@ def canonical_json(value: object) -> str:
     out: list[str] = []
     _write(value, out.append, [])
     return "".join(out)
+
+
+def canonical_members(table: Mapping[str, object]) -> dict[str, str]:
+    """Return the texts `"key":value` of an object's canonical JSON, by key and in its order.
+
+    Joined by commas and in braces they are `canonical_json(table)`; without one of them, that of the table without it.
+    """
+    members = {}
+    for key in table:
+        _check_text(key, [])
+    for key in sorted(table, key=_utf16):
+        out: list[str] = []
+        _write(table[key], out.append, [key])
+        members[key] = f"{_string(key, [])}:{''.join(out)}"
+    return members
 
 
 def digest(value: object) -> str:

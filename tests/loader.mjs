@@ -58,12 +58,13 @@ function parseJson(text, { depth = 150, values = 500000 } = {}) {
     at = end + 1;
     try { return JSON.parse(raw); } catch { return fail("a wrong escape"); }
   };
+  const counted = () => { if (++count > values) fail(`more than ${values} values`); };
   const value = (level) => {
-    if (++count > values) fail(`more than ${values} values`);
     skip();
     const char = text[at];
     if (char === "{" || char === "[") {
       if (level >= depth) fail(`more than ${depth} levels`);
+      counted();
       at++;
       return char === "{" ? object(level + 1) : array(level + 1);
     }
@@ -95,6 +96,7 @@ function parseJson(text, { depth = 150, values = 500000 } = {}) {
       skip();
       if (text[at] === "}") { at++; return table; }
       if (text[at] !== ",") fail("no comma");
+      counted();
       at++;
     }
   };
@@ -107,6 +109,7 @@ function parseJson(text, { depth = 150, values = 500000 } = {}) {
       skip();
       if (text[at] === "]") { at++; return items; }
       if (text[at] !== ",") fail("no comma");
+      counted();
       at++;
     }
   };
