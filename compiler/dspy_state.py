@@ -220,7 +220,7 @@ def import_state(
             evidence=_no_evidence(),
             selection=_no_selection(),
             provenance=_provenance(),
-            canaries=canaries_of(spec, loaded, shipped, seen),
+            canaries=canaries_of(spec, loaded, shipped, own, seen),
             notes=notes,
             reproducible=True,
             reproducible_reason=None,

@@ -18,13 +18,14 @@ from ..programs.artifact import (
     SealedProgram,
     SelectionRecord,
 )
+from ..programs.bind import bind
+from ..programs.canaries import dspy_canary, planned_canary
 from ..programs.candidate import Candidate
 from ..programs.dataflow import Flow, Unsealed, seal_program
-from ..programs.exact import exact, from_exact
+from ..programs.exact import exact
 from ..programs.flow import calls_of
 from ..programs.models import Model
 from ..programs.program import DECODING, PredictorSpec, ProgramSpec, walk
-from ..signatures.canonical import JsonValue, NotCanonical, canonical_json, digest, from_json_text
 from ..signatures.lower import annotations
 from ..signatures.prompt import NeedsAdapter, PromptPlan
 from .outcome import Malformed
@@ -234,39 +235,37 @@ def _provenance(state: State, run: Run) -> ProvenanceRecord:
 
 
 def _canaries(state: State, shipped: Candidate) -> list[Canary]:
-    """Return inputs of accepted training traces with the hash of the messages they render to."""
+    """Return inputs of accepted training traces with the messages that they render to."""
+    target = state.job.target
     seen = {
         spec.path: [demo for item in state.accepted for demo in item.demos.get(spec.path, ())]
-        for spec in state.job.target.spec.predictors
+        for spec in target.spec.predictors
     }
-    return canaries_of(state.job.target.spec, state.job.target.program, shipped, seen)
+    return canaries_of(target.spec, target.program, shipped, target.adapter, seen)
 
 
 def canaries_of(
-    lowered: ProgramSpec, program: Any, shipped: Candidate, seen: Mapping[str, Sequence[Mapping[str, Any]]]
+    lowered: ProgramSpec,
+    program: Any,
+    shipped: Candidate,
+    adapter: Any,
+    seen: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> list[Canary]:
-    """Return the first inputs in `seen`, values by predictor and field, with the hash of what they render to."""
-    canaries = []
+    """Return the first inputs in `seen`, values by predictor and field, with the messages that they render to."""
+    import dspy
+
+    bound = {item.path: item.predictor for item in walk(bind(program, lowered, shipped))}
+    canaries: list[Canary | None] = []
     for spec in lowered.predictors:
-        if spec.signature is None or spec.reason is not None:
-            continue
-        plan, _ = plans_of(spec, shipped, program)
-        if plan is None:
-            continue
-        names = [field.name for field in spec.signature.inputs]
-        for demo in seen.get(spec.path, ())[:CANARIES]:
-            try:
-                inputs = {name: exact(demo[name]) for name in names if name in demo}
-                # Rendered from what the file will hold, since that is what `load` renders.
-                messages = plan.render({name: from_exact(_read_back(value)) for name, value in inputs.items()})
-                canaries.append(Canary(path=spec.path, inputs=inputs, sha256=digest(messages)))
-            except (NotCanonical, NeedsAdapter, TypeError, ValueError):
-                continue  # a value that a file can't hold guards nothing
-    return canaries
-
-
-def _read_back(value: JsonValue) -> JsonValue:
-    return from_json_text(canonical_json(value))
+        names = [] if spec.signature is None else [field.name for field in spec.signature.inputs]
+        given = [{name: demo[name] for name in names if name in demo} for demo in seen.get(spec.path, ())[:CANARIES]]
+        plan = plans_of(spec, shipped, program)[0] if spec.signature and spec.reason is None else None
+        if plan is not None:
+            canaries += [planned_canary(spec.path, plan, inputs) for inputs in given]
+        else:
+            mine = adapter or dspy.ChatAdapter()
+            canaries += [dspy_canary(spec.path, bound[spec.path], mine, inputs) for inputs in (given or [{}])]
+    return [canary for canary in canaries if canary is not None]
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..signatures.canonical import digest
 from ..signatures.errors import ArtifactError, RequestError, VitrifyError
-from ..signatures.prompt import Capabilities, NeedsAdapter, PromptPlan
+from ..signatures.prompt import Capabilities
 from .artifact import Artifact, ClassProgram, SealedProgram, inputs_of, read_artifact
-from .exact import from_exact
+from .canaries import check_canaries
 from .flow import Flow, calls_of
 from .frozen import FrozenPredictor, Unreadable, check_types
 from .lm import Reply, Request, Retry, Usage
@@ -31,6 +30,7 @@ class SealedRun(Loaded):
         recorded = Capabilities(**artifact.model.capabilities.to_json())
         capabilities = recorded if model.lm.name == artifact.model.name else model.lm.capabilities
         self._flow = Flow.from_json(artifact.program.flow)
+        self._flow.check_size()
         self._predictors = {
             record.path: FrozenPredictor(record, decoding=model.decoding, capabilities=capabilities, types=types)
             for record in artifact.predictors
@@ -205,29 +205,6 @@ def _sealed(artifact: Artifact, model: Model, types: dict[str, Any], name: str) 
             f"{name} holds a type that can't be built ({type(error).__name__}: {str(error)[:200]}); it was written by "
             "hand: compile again."
         ) from error
-
-
-def check_canaries(artifact: Artifact, name: str) -> None:
-    """Raise ArtifactError unless every canary renders to the messages that were recorded."""
-    plans = {r.path: PromptPlan.from_json(r.plan) for r in artifact.predictors if r.plan is not None}
-    for canary in artifact.canaries:
-        plan = plans.get(canary.path)
-        if plan is None:
-            raise ArtifactError(
-                f"{name}: a canary names {canary.path!r:.60}, which has no plan; it was written by hand: compile again."
-            )
-        try:
-            messages: Any = plan.render({key: from_exact(value) for key, value in canary.inputs.items()})
-        except (NeedsAdapter, TypeError, ValueError, RecursionError) as error:
-            raise ArtifactError(
-                f"{name}: a canary of {canary.path!r:.60} can't be written ({str(error)[:120]}); compile again."
-            ) from error
-        if digest(messages) != canary.sha256:
-            raise ArtifactError(
-                f"{name}: {canary.path} renders other messages than when it was compiled: `what is measured is "
-                "what ships`; a library that formats values (pydantic) has changed: install the recorded version "
-                f"({artifact.provenance.versions.get('pydantic', 'unknown')}), or compile again."
-            )
 
 
 __all__ = ["Loaded", "SealedRun", "Unreadable", "check_canaries", "load", "run_artifact"]
