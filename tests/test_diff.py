@@ -26,7 +26,7 @@ def test_another_instruction_and_demonstration(artifact: Any, saved: Path, tmp_p
         record = data["predictors"][0]
         record["instruction"] += "\nBe brief."
         record["demos"] = [*record["demos"], {"message": "a [b]new[/b] one"}]
-        record["format"] = "json"
+        record.update(format="json", plan=record["second_plan"], second_plan=None)
         data["evidence"]["compiled"] = 0.5
 
     path = artifact.predictors[0].path

@@ -147,7 +147,8 @@ def test_what_a_state_can_not_hold(here: Path, tmp_path: Path) -> None:
     artifact = read_artifact("pipeline.json")
 
     def mixed(data: dict[str, Any]) -> None:
-        data["predictors"][0]["format"] = "json"
+        record = data["predictors"][0]
+        record.update(format="json", plan=record["second_plan"], second_plan=None)
 
     def large(data: dict[str, Any]) -> None:
         data["predictors"][0]["demos"] = [{"message": {"$number": str(2**80)}}]
@@ -156,6 +157,7 @@ def test_what_a_state_can_not_hold(here: Path, tmp_path: Path) -> None:
         data["predictors"][0].update(plan=None, second_plan=None, reason="it has images")
 
     def deep(data: dict[str, Any]) -> None:
+        data["canaries"] = []
         data["predictors"][0]["path"] = "table['a'][0]"
 
     for change, said in ((mixed, "both reply formats"), (large, "64 bits"), (bare, "--program"), (deep, "container")):
