@@ -9,6 +9,7 @@ import typer
 
 from . import arguments
 from .boundary import boundary
+from .inspecting import visible
 from .signatures.errors import ArtifactError, DataError, RequestError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def verify_command(
         else:
             for check in checks:
                 word = {True: "ok", False: "FAILED", None: "-"}[check.holds]
-                typer.echo(f"{word:<8}{check.name:<11}{check.said}")
+                typer.echo(f"{word:<8}{check.name:<11}{visible(check.said)}")
         if not holds:
             raise typer.Exit(1)
 
