@@ -55,7 +55,9 @@ def verify_command(
     as_json: arguments.AsJson = False,
     debug: arguments.Debug = False,
 ) -> None:
-    """Check an artifact: its digest and schema, its prompts, its signature (--key) and its claim (--data, --metric).
+    """Check a file, its signature and its claim.
+
+    Digest, schema, bytes, prompts and program; with --key the signature, with --data and --metric the claim.
 
     Exit code 0 if everything that was asked holds, 1 if something doesn't, 2 if it can't be checked.
 
