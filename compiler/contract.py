@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+
+from optuna.study import Study
 
 from .sampler import SamplerName
 from .space import Point, SearchSpace
@@ -22,6 +24,9 @@ class SearchOptions:
         finalists: How many points race at first.
         guard: The winner ships where the probability that it beats the baseline is at least this.
         min_gain: A gain below this, in the metric's unit, isn't worth shipping.
+        price: What a metric call costs that can reuse nothing, in the unit of the oracle's costs. With it the budget is
+            counted in such calls: a block is charged in full when it is asked for, and when it is told what it cost,
+            so that more metric calls fit in where some are cheap. None: a metric call is a metric call.
         renewals: Numbers of blocks asked at which `renew` is called, ascending.
         stop: Asked before each block, with the metric calls it would take; a reason ends the search early.
         watch: Called after each block with (points scored so far, mean of the favourite).
@@ -34,9 +39,10 @@ class SearchOptions:
     finalists: int = 12
     guard: float = 0.975
     min_gain: float = 0.0
+    price: float | None = None
     renewals: tuple[int, ...] = ()
     stop: Callable[[int], str | None] = lambda evaluations: None
-    watch: Callable[[int, float], None] = lambda trials, best: None
+    watch: Callable[[int, float], None] | None = None
     ending: Callable[[], None] = lambda: None
 
 
@@ -47,15 +53,17 @@ class SearchResult:
     Attributes:
         best: The best point by posterior mean, before the guard; it may be the baseline.
         shipped: `best`, or the baseline where the guard refuses it.
-        estimate: The posterior mean of the difference between best and baseline; where the baseline itself is best,
-            this and the next two are of the best other point.
+        estimate: The posterior mean of the difference between `favourite` and baseline in the population that the
+            examples were drawn from.
         interval: Its central 95 % interval.
         probability: The posterior probability that it is above zero.
-        spent: Metric calls.
+        spent: Metric calls; more than the budget only where `SearchOptions.price` is given.
         trials: The points that were scored, in the order of the search.
-        study: An Optuna study with a trial for each of them.
+        recorded: Makes `study` of this.
         reason: Why the search ended.
         space: The space at the end, which the points refer to; empty where nothing was searched.
+        favourite: What the last three are of: `best`, or the best other point where the baseline itself is best; the
+            baseline where nothing was compared with it.
     """
 
     best: Point
@@ -65,9 +73,15 @@ class SearchResult:
     probability: float
     spent: int
     trials: tuple[Trial, ...]
-    study: Any = field(repr=False, compare=False)
+    recorded: Callable[["SearchResult"], Study] = field(repr=False, compare=False)
     reason: str
     space: SearchSpace = field(default=SearchSpace(()), repr=False)
+    favourite: Point = ()
+
+    @cached_property
+    def study(self) -> Study:
+        """An Optuna study with a trial for each point, made when it is first looked at, since that takes a while."""
+        return self.recorded(self)
 
 
 class Interrupted(KeyboardInterrupt):

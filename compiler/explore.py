@@ -9,9 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
+from .columns import Columns
+from .cost import Costs
 from .scores import Floats, Ints, Scores
 from .space import Point, SearchSpace
-from .surrogate import Cell, Columns, Surrogate
+from .surrogate import Cell, Surrogate
 
 MOST_POINTS = 2_048
 """Of a product whose points are all drawn one by one; listed points always are."""
@@ -53,8 +55,10 @@ class Explorer(Protocol):
 def fitting_columns(space: SearchSpace) -> Columns:
     """Return the columns of a space: of listed points, levels that only one of them has get none."""
     sizes = [slot.levels for slot in space.slots]
-    return Columns.spanning(
-        sizes, None if space.feasible is None else np.array(space.feasible).reshape(space.size, len(sizes))
+    told = None if space.feasible is None else np.array(space.feasible).reshape(space.size, len(sizes))
+    columns = Columns.spanning(sizes, told)
+    return (
+        columns.described([slot.features for slot in space.slots]) if any(s.features for s in space.slots) else columns
     )
 
 
@@ -73,8 +77,9 @@ class Additive:
 
     designs = True
 
-    def __init__(self, scores: Scores, rng: np.random.Generator) -> None:
-        self.scores, self.rng = scores, rng
+    def __init__(self, scores: Scores, rng: np.random.Generator, costs: Costs | None = None) -> None:
+        self.scores, self.rng, self.costs = scores, rng, costs
+        self.favourite = 0
         self.grow(scores.space)
 
     def grow(self, space: SearchSpace) -> None:
@@ -94,6 +99,7 @@ class Additive:
                 return point
         if surrogate is None:
             return shallowest(self.scores, self.listing)
+        self.favourite = int(np.argmax(surrogate.means))
         first = self._best(surrogate.pick(self.rng), None)
         if first is None or self.rng.random() < 0.5:
             return first
@@ -104,7 +110,7 @@ class Additive:
         return self._best(surrogate.pick(self.rng), first) or first
 
     def _best(self, cell: Cell, but: Point | None) -> Point | None:
-        """Draw a world and return its best point that may be asked for."""
+        """Draw a world and return its best point that may be asked for; the best for its price, where prices differ."""
         draw = Draw(cell, self.scores, self.rng)
         may = open_rows(self.scores)
         known = np.where(may, draw.rows, -np.inf)
@@ -113,10 +119,32 @@ class Additive:
         row = int(np.argmax(known)) if len(known) else -1
         value = float(known[row]) if row >= 0 else -np.inf
         best = self.scores.points[row] if value > -np.inf else None
-        for point, other in self._fresh(draw, best):
-            if other > value and point != but:
+        fresh = [(point, other) for point, other in self._fresh(draw, best) if point != but]
+        if self.costs is not None and self.costs.learnt is not None:
+            bargain = self._bargain(self.costs, float(draw.rows[self.favourite]), known, fresh)
+            if bargain is not None:
+                return bargain
+        for point, other in fresh:
+            if other > value:
                 best, value = point, other
         return best
+
+    def _bargain(self, costs: Costs, bar: float, known: Floats, fresh: list[tuple[Point, float]]) -> Point | None:
+        """Return the point with the most gain over the favourite for its price; None where none has any.
+
+        `bar` is what the draw says of the favourite. With equal prices that is the best point of the draw.
+        """
+        scores = self.scores
+        rows = np.flatnonzero(known > bar)
+        points = [scores.points[row] for row in rows]
+        gains = (known[rows] - bar) / costs.expected(scores.levels[rows], scores.upcoming[rows], rows)
+        better = [(point, value) for point, value in fresh if value > bar]
+        if better:
+            levels = np.array([point for point, _ in better])
+            prices = costs.expected(levels, np.full(len(better), scores.debut))
+            points += [point for point, _ in better]
+            gains = np.concatenate([gains, (np.array([value for _, value in better]) - bar) / prices])
+        return points[int(np.argmax(gains))] if points else None
 
     def _fresh(self, draw: "Draw", best: Point | None) -> list[tuple[Point, float]]:
         """Return points that were never asked for, and what this world says of them."""
@@ -132,11 +160,11 @@ class Additive:
             ]
         top = tuple(int(np.argmax(draw.effects[of])) for of in self.columns.of)
         pool = {top: None}
-        for centre in (top, best or top):
-            for _ in range(NEIGHBOURS):
-                slot = int(self.rng.integers(len(top)))
-                level = int(self.rng.integers(self.space.slots[slot].levels))
-                pool[(*centre[:slot], level, *centre[slot + 1 :])] = None
+        slots = self.rng.integers(len(top), size=2 * NEIGHBOURS).tolist()
+        levels = self.rng.integers([self.space.slots[slot].levels for slot in slots]).tolist()
+        for place, (slot, level) in enumerate(zip(slots, levels, strict=True)):
+            centre = top if place < NEIGHBOURS else best or top
+            pool[(*centre[:slot], level, *centre[slot + 1 :])] = None
         fresh = [point for point in pool if point not in self.scores.rows]
         if not fresh:
             return []

@@ -23,7 +23,11 @@ class Block:
 
 @runtime_checkable
 class Oracle(Protocol):
-    """What the search sees of the world: how many examples there are, and scores of points on them."""
+    """What the search sees of the world: how many examples there are, and scores of points on them.
+
+    An oracle whose `stochastic` is true gives another score where it is asked again with another replicate; without the
+    attribute it doesn't, and is asked for each example once.
+    """
 
     @property
     def examples(self) -> int:
@@ -31,7 +35,10 @@ class Oracle(Protocol):
         ...
 
     def submit(self, point: Point, examples: Sequence[int], replicate: int) -> "Future[Block]":
-        """Score a point on examples; the future may be fulfilled in any order, or raise Exhausted."""
+        """Score a point on examples; the future may be fulfilled in any order, or raise Exhausted.
+
+        `replicate` is 0, and 1 or more where the same is asked again of a stochastic oracle.
+        """
         ...
 
 
@@ -54,6 +61,11 @@ class Answering:
     """A table as an oracle."""
 
     table: Table
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the table says that it answers differently each time."""
+        return bool(getattr(self.table, "stochastic", False))
 
     @property
     def examples(self) -> int:

@@ -18,9 +18,9 @@ from .journal import StudyJournal, in_words
 from .outcome import Outcome
 from .preflight import keep
 from .run import LATER, Run
-from .search import Block, Exhausted, Interrupted, SearchOptions
+from .search import Block, Exhausted, Interrupted, RenewalView, SearchOptions
 from .search import search as run_search
-from .space import Point
+from .space import Point, Slot
 from .state import Certificate, Levels, State
 from .stopped import Stopped
 from .strategy import DemoLevel
@@ -127,11 +127,10 @@ def search(state: State, run: Run) -> State:
     journal = StudyJournal(run.ledger.path / STUDY, job.target.spec.name, first.space)
     oracle = EvaluatorOracle(run, first, state.splits.select, journal)
 
-    def renew() -> Mapping[str, int]:
-        known = oracle.levels.sizes
+    def renew(view: RenewalView) -> Mapping[str, Slot]:
         oracle.levels = supply.with_instructions() if oracle.levels is first else supply.rest()[0]
         journal.grow(oracle.levels.space)
-        return {name: size - known.get(name, 1) for name, size in oracle.levels.sizes.items()}
+        return {slot.name: slot for slot in oracle.levels.space.slots}
 
     evaluations = min(state.preflight.evaluations, _within_tokens(state, run, oracle.levels))
     run.begin("search", evaluations)

@@ -6,9 +6,12 @@
 """
 
 import heapq
+import math
+from statistics import NormalDist
 
 import numpy as np
 
+from .cost import Costs
 from .explore import Draw, Explorer, Listing, fitting_columns, open_rows, shallowest
 from .scores import Scores
 from .space import Point, SearchSpace
@@ -23,8 +26,13 @@ DESIGN = 0.35
 ENOUGH = 40
 """Examples on which a point of a space that will grow is known well enough to wait."""
 
-WORTH, HOPE = 0.01, 0.003
-"""A gain that is worth having, and an expected gain that is worth going on for; in units of the scores' scale."""
+REPEATS = 9
+"""Times that an example is asked again at most; then the model's dice are a tenth of what they were."""
+
+HOPE, DRAWS = 0.0015, 32
+"""A gain that must be expected to ship, in units of the scores' scale, for the search to go on; and draws for it."""
+
+NORMAL = NormalDist()
 
 
 class Plan:
@@ -43,10 +51,15 @@ class Plan:
         finalists: int,
         home: Point,
         rng: np.random.Generator,
+        stochastic: bool = False,
+        costs: Costs | None = None,
+        guard: float = 0.975,
     ) -> None:
         self.scores, self.explorer, self.budget, self.finalists = scores, explorer, budget, finalists
         self.home, self.rng, self.reason = home, rng, ""
-        self.blocks_told = 0
+        self.stochastic, self.costs = stochastic, costs
+        self.bar = NORMAL.inv_cdf(min(max(guard, 1e-9), 1 - 1e-9))
+        self.blocks_told = self.doubts = 0
         self.fits = 0
         self.place: Place | None = None
         self._settle()
@@ -63,6 +76,8 @@ class Plan:
         self.scores.grow(space)
         self.home = (*self.home, *(0,) * (len(space.slots) - len(self.home)))
         self.explorer.grow(space)
+        if self.costs is not None:
+            self.costs.grow()
         self._settle()
 
     def told(self, row: int) -> None:
@@ -76,12 +91,12 @@ class Plan:
         None where nothing is worth asking before more is told, or ever where `reason` says so. `waiting` says that
         the space will grow, `flying` that blocks are in flight.
         """
-        spent = self.scores.spent
+        spent = self.scores.charged
         if self.scores.space.size < 2 and not waiting:
             self.reason = "there is nothing to choose from"
             return None
-        if self.scores.depth(self.home) < min(2, self.scores.blocks):
-            return self.home
+        if self.scores.depth(self.home) < min(max(2, self.scores.starts), self.scores.blocks):
+            return self.home  # on every block that anybody begins with
         if self._refit() and self.fits % 4 == 0 and not waiting and self._hopeless():
             self.reason = "nothing separates the candidates"
             return None
@@ -96,7 +111,7 @@ class Plan:
 
     def designing(self) -> bool:
         """Say whether the next block is one of the balanced design: then no answer could change it."""
-        return self.explorer.designs and self.scores.spent + self.scores.size <= DESIGN * self.budget
+        return self.explorer.designs and self.scores.charged + self.scores.size <= DESIGN * self.budget
 
     def _refit(self) -> bool:
         """Fit the surrogate again when enough was told since the last time; say whether it was."""
@@ -107,31 +122,39 @@ class Plan:
         self.surrogate = Surrogate.fit(self.scores.sums(), self.columns, self.place or START)
         self.place = self.surrogate.best
         self.ranking = []
+        if self.costs is not None:
+            self.costs.learn()
         return True
 
     def _hopeless(self) -> bool:
-        """Say whether no point is likely to beat the baseline by as much as is worth having."""
+        """Say whether going on is expected to ship next to nothing, twice in a row.
+
+        In each of some draws the best point has a gain. At the end it is known with the noise of the pair on all
+        examples, and ships where it is far enough above that for the guard.
+        """
         assert self.surrogate is not None
         if self.scores.outcomes < DESIGN * self.budget:
             return False
-        home = self.scores.rows[self.home]
-        top = np.array([self.surrogate.top(self.columns)])
-        gains = []
-        for _ in range(32):
+        scale, home = self.surrogate.scale, self.scores.rows[self.home]
+        noise = math.sqrt(2 * self.surrogate.variance / len(self.scores.order))
+        top, shipped = np.array([self.surrogate.top(self.columns)]), 0.0
+        for _ in range(DRAWS):
             draw = Draw(self.surrogate.pick(self.rng), self.scores, self.rng)
             best = float(draw.rows.max())
             if not self.listing.points:
                 best = max(best, float(draw.unknown(top)[0]))
-            gains.append(best - float(draw.rows[home]))
-        scale = self.surrogate.scale
-        now = max(0.0, float(self.surrogate.means.max() - self.surrogate.means[home]))
-        likely = float(np.mean(np.array(gains) > WORTH * scale))
-        return likely < 0.05 and float(np.mean(gains)) - now < HOPE * scale
+            gain = best - float(draw.rows[home])
+            shipped += gain * NORMAL.cdf(gain / noise - self.bar)
+            if shipped > HOPE * scale * DRAWS:
+                self.doubts = 0
+                return False
+        self.doubts += 1
+        return self.doubts > 1
 
     def _while_waiting(self) -> Point | None:
         """Return a point that isn't known well enough for now; all of a small space, then the baseline."""
         enough = -(-ENOUGH // self.scores.size)
-        room = int(DESIGN * self.budget - self.scores.spent) // self.scores.size
+        room = int(DESIGN * self.budget - self.scores.charged) // self.scores.size
         point = self.explorer.propose(self.surrogate, room) if self.surrogate is None or room > 0 else None
         if point is not None and self.scores.depth(point) < min(enough, self.scores.blocks):
             return point
@@ -184,7 +207,20 @@ class Plan:
             row = int(np.argmax(Draw(self.surrogate.pick(self.rng), scores, self.rng).rows))
             if may[row]:
                 return scores.points[row]
-        return None
+        return self._repeat()
+
+    def _repeat(self) -> Point | None:
+        """Return the baseline or a finalist, every example of which is known, to be asked for again.
+
+        Of a deterministic oracle nobody: the same answer would be no news.
+        """
+        scores = self.scores
+        if not self.stochastic or self.surrogate is None or scores.depth(self.home) < scores.blocks:
+            return None
+        values = Draw(self.surrogate.pick(self.rng), scores, self.rng).rows
+        finalist = scores.points[int(np.argmax(np.where(scores.told == scores.blocks, values, -np.inf)))]
+        point = min((self.home, finalist), key=scores.repeats)
+        return point if scores.repeats(point) < REPEATS * scores.blocks else None
 
     def leader(self) -> int:
         """Return the row of which most is expected, the baseline apart; the baseline's where there is no other."""

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 
 from .contract import Interrupted, SearchOptions, SearchResult
 from .oracle import Block, Exhausted, Oracle, Table, as_oracle
+from .renewal import LevelBelief, RenewalView, SlotBelief
 from .sampler import SamplerName, check_sampler
-from .space import Point, SearchSpace
+from .space import Point, SearchSpace, Slot
 from .stream import Stream
 from .study import Trial
 
@@ -18,10 +19,13 @@ __all__ = [
     "Block",
     "Exhausted",
     "Interrupted",
+    "LevelBelief",
     "Oracle",
+    "RenewalView",
     "SamplerName",
     "SearchOptions",
     "SearchResult",
+    "SlotBelief",
     "Table",
     "Trial",
     "search",
@@ -36,7 +40,7 @@ def search(
     seed: int,
     options: SearchOptions | None = None,
     baseline: Point | None = None,
-    renew: Callable[[], Mapping[str, int]] | None = None,
+    renew: Callable[[RenewalView], Mapping[str, int | Slot]] | None = None,
 ) -> SearchResult:
     """Return the best point of `space` that `budget` metric calls can find.
 
@@ -48,8 +52,10 @@ def search(
         options: How.
         baseline: The point to beat; by default the point of zeros.
         renew: Called once for each entry of `options.renewals`, when so many blocks were asked for or the space has
-            nothing left worth asking. It returns how many levels were appended to each slot; it may take its time,
-            what was asked for goes on. A slot that is new stands behind the others, with level 0 for known points.
+            nothing left worth asking, with what is known then (`renewal.py`: the points that were scored, every
+            level's effect, which levels and slots are dead). It returns how many levels were appended to each slot; it
+            may take its time, what was asked for goes on. A slot that is new stands behind the others, with level 0
+            for known points.
 
     Raises Interrupted on Ctrl-C, ValueError where a score isn't a finite number.
     """

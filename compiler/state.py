@@ -1,12 +1,14 @@
 """Job and State: the frozen data that the passes of a compile hand on."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..programs.candidate import Candidate
 from ..programs.lm import Usage
 from ..programs.models import Model
+from ..signatures.canonical import canonical_json
 from .budget import Budget
 from .data import Dataset, Example
 from .evaluate import Target
@@ -15,7 +17,7 @@ from .metric import MetricSpec
 from .options import Options
 from .outcome import Outcome
 from .search import SearchResult
-from .space import Point, SearchSpace
+from .space import Point, SearchSpace, Slot
 from .splits import Splits
 from .strategy import Accepted, DemoLevel, InstructionLevel, Strategy
 
@@ -106,10 +108,9 @@ class Levels:
 
     @property
     def space(self) -> SearchSpace:
-        """The search space that the levels span."""
-        from .space import Slot
-
-        return SearchSpace([Slot(name, len(self.values[name])) for name in self.slots])
+        """The search space that the levels span, with what may say which levels do alike: how long a text is, and how
+        many demonstrations there are and how long they are together."""
+        return SearchSpace([Slot(name, len(self.values[name]), _features(self.values[name])) for name in self.slots])
 
     def candidate(self, point: Point) -> Candidate:
         """Return the candidate at a point."""
@@ -126,6 +127,17 @@ class Levels:
             else:
                 candidate = candidate.with_params(path, **{kind: value})
         return candidate
+
+
+def _features(levels: Sequence[Any]) -> list[list[float]] | None:
+    if all(isinstance(level, InstructionLevel) for level in levels):
+        return [[math.log1p(len(level.text))] for level in levels]
+    if all(isinstance(level, DemoLevel) for level in levels):
+        return [
+            [float(len(level.demos)), math.log1p(sum(len(canonical_json(dict(demo))) for demo in level.demos))]
+            for level in levels
+        ]
+    return None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from .evidence import Evidence
 from .run import Run
 from .search import SearchResult
 from .state import Certificate, Levels, State
+from .study import blank
 
 
 class Stopped(KeyboardInterrupt):
@@ -70,7 +71,7 @@ def incumbent(state: State, run: Run, found: SearchResult | None) -> Artifact:
         improved=False,
     )
     if found is None:
-        found = SearchResult(home, home, 0.0, (0.0, 0.0), 0.0, 0, (), None, "the search hadn't begun", levels.space)
+        found = SearchResult(home, home, 0.0, (0.0, 0.0), 0.0, 0, (), blank, "the search hadn't begun", levels.space)
     run.cut = "the run was stopped"
     return emit(
         replace(

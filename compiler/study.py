@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
+from optuna.study import Study
 from optuna.trial import TrialState
 
 from .rng import integer
@@ -26,10 +27,19 @@ class Trial:
     difference: float
 
 
-def record(
-    scores: Scores, home: Point, best: Point, beliefs: Sequence[float], seed: int
-) -> tuple[tuple[Trial, ...], Any]:
-    """Return the points that were scored and their study.
+def trials(scores: Scores, home: Point) -> tuple[Trial, ...]:
+    """Return the points that were scored, in the order in which they were first asked for."""
+    base, found = scores.rows.get(home), []
+    for row in range(len(scores.points)):
+        if scores.told[row]:
+            paired = scores.paired(row, base) if base is not None else np.zeros(0)
+            difference = float(paired.mean()) if len(paired) else 0.0
+            found.append(Trial(scores.points[row], len(scores.values(row)), scores.mean(row), difference))
+    return tuple(found)
+
+
+def record(scores: Scores, home: Point, best: Point, beliefs: Sequence[float], seed: int) -> Study:
+    """Return the study of the points that were scored.
 
     Args:
         scores: What was told.
@@ -43,24 +53,20 @@ def record(
     gave it up before. Its user attributes are `examples`, their number, `difference`, the mean paired difference to the
     baseline on them, and `estimate`, what is believed of that difference.
     """
-    rows = [row for row in range(len(scores.points)) if scores.told[row]]
-    base, choices = scores.rows.get(home), distributions(scores.space)
+    choices = distributions(scores.space)
     pair = [int(scores.told[scores.rows[point]]) for point in (home, best) if point in scores.rows]
     enough = min((depth for depth in pair if depth), default=0)
-    trials, frozen = [], []
-    for row in rows:
+    frozen = []
+    for trial in trials(scores, home):
+        row = scores.rows[trial.point]
         values = scores.values(row)
         ends = np.array(scores.edges[1 : int(scores.told[row]) + 1])
-        means = np.cumsum(values)[ends - 1] / ends
-        difference = scores.paired(row, base) if base is not None else np.zeros(0)
-        point = scores.points[row]
-        trial = Trial(point, len(values), float(means[-1]), float(difference.mean()) if len(difference) else 0.0)
-        trials.append(trial)
+        means = np.append((np.cumsum(values)[ends - 1] / ends)[:-1], trial.mean)
         frozen.append(
             optuna.trial.create_trial(
                 state=TrialState.COMPLETE if scores.told[row] >= enough else TrialState.PRUNED,
                 value=trial.mean,
-                params=dict(zip(choices, point, strict=True)),
+                params=dict(zip(choices, trial.point, strict=True)),
                 distributions=choices,
                 intermediate_values={int(n): float(mean) for n, mean in zip(ends, means, strict=True)},
                 user_attrs={
@@ -77,11 +83,17 @@ def record(
             sampler=optuna.samplers.TPESampler(seed=integer(seed, "search.study") % 2**32),
         )
         study.add_trials(frozen)
-    return tuple(trials), study
+    return study
 
 
-def annotate(result: "SearchResult", home: Point) -> None:
-    """Write on the study what was concluded.
+def blank(result: "SearchResult") -> Study:
+    """Return a study without trials."""
+    with quiet():
+        return optuna.create_study(study_name="search", direction="maximize")
+
+
+def annotate(study: Study, result: "SearchResult", home: Point) -> None:
+    """Write on the study of a result what was concluded.
 
     Its user attributes name the numbers of the trials `baseline`, `best` and `shipped`, and hold `estimate`,
     `interval`, `probability`, `evaluations` and `reason` as SearchResult has them.
@@ -97,7 +109,7 @@ def annotate(result: "SearchResult", home: Point) -> None:
         "reason": result.reason,
     }  # fmt: skip
     for name, value in found.items():
-        result.study.set_user_attr(name, value)
+        study.set_user_attr(name, value)
 
 
 def estimates(study: Any, name: str | None = None, storage: Any = None) -> Any:

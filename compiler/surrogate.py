@@ -3,22 +3,25 @@
     y = d[example] + sum over slots s of a_s[level] + g[point] + e,    a ~ N(0, tau^2), g ~ N(0, omega^2), e ~ N(0, s2)
 
 The examples' difficulties d (one a block is enough: whoever was told a block was told all of it) have a flat prior, so
-that only comparisons within a block count. Every level and every point is exchangeable, the baseline too: who is worse
-than most is believed to be worse. tau and omega aren't fitted but averaged over a grid that reaches nearly zero,
-weighted by the marginal likelihood; while the search goes on, over the neighbourhood of the best cell.
+that only comparisons within a block count. Every level and every point is exchangeable: who is worse than most is
+believed to be worse. The baseline is one of them while the search goes on; for the verdict its own effect has a flat
+prior, since it is what the user wrote and no draw of what strategies propose. tau and omega aren't fitted but averaged
+over a grid that reaches nearly zero, weighted by the marginal likelihood; while the search goes on, over the
+neighbourhood of the best cell.
 
 g is integrated out of the normal equations (Sherman-Morrison within a point), so that a fit costs (levels + blocks)^3
 and a decision O(levels), however many outcomes are known. (Lindley and Smith, Bayes estimates for the linear model,
 1972; Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 5.2.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from scipy import linalg, stats
 
+from .columns import SHARES, Columns
 from .scores import Floats, Ints, Sums
 
 POTRF, POTRS, TRTRS = linalg.get_lapack_funcs(("potrf", "potrs", "trtrs"), dtype=np.float64)
@@ -30,16 +33,19 @@ GRID = (0.0015, 0.005, 0.012, 0.025, 0.045, 0.07, 0.1, 0.14, 0.2)
 NEGLIGIBLE = 7.0
 """A cell whose log likelihood is so far below the best one's doesn't count."""
 
+FLAT = 1.0
+"""The prior standard deviation of a point that isn't exchangeable with the others, in units of the scores' scale."""
+
 CHUNK = 1024
 """Rows whose levels are spelt out at a time."""
 
 MOST_CELLS = 16
 """Cells that an average is over."""
 
-Place = tuple[int, int]
-"""A cell of the grid: the places of tau and of omega in GRID."""
+Place = tuple[int, int, int]
+"""A cell of the grid: the places of tau and of omega in GRID, and of the features' share in SHARES."""
 
-START: Place = (4, 3)
+START: Place = (4, 3, 0)
 """Where the first fit begins."""
 
 
@@ -63,53 +69,17 @@ class Belief:
         return self.mean - width, self.mean + width
 
 
-@dataclass(frozen=True, eq=False)
-class Columns:
-    """Where the levels stand among the effects; a level that says nothing of its own shares the last column, zero.
-
-    Attributes:
-        of: For each slot the column of each level.
-        width: How many columns, without the one of zeros.
-    """
-
-    of: tuple[Ints, ...]
-    width: int
-
-    @classmethod
-    def spanning(cls, sizes: Sequence[int], told: Ints | None = None) -> "Columns":
-        """Give a column to every level, or to those that two or more of the points `told` share."""
-        kept = [
-            np.ones(size, dtype=bool) if told is None else np.bincount(told[:, slot], minlength=size) > 1
-            for slot, size in enumerate(sizes)
-        ]
-        width = int(sum(keep.sum() for keep in kept))
-        first = 0
-        of = []
-        for keep in kept:
-            places = np.full(len(keep), width, dtype=np.int64)
-            places[keep] = first + np.arange(int(keep.sum()))
-            first += int(keep.sum())
-            of.append(places)
-        return cls(tuple(of), width)
-
-    def at(self, levels: Ints) -> Ints:
-        """Return the columns of points given by their levels, [points, slots]."""
-        if not self.of:
-            return np.zeros((len(levels), 0), dtype=np.int64)
-        return np.stack([of[levels[:, slot]] for slot, of in enumerate(self.of)], axis=1)
-
-
 class Design:
-    """What all cells of one fit share."""
+    """What all cells of one fit share. The own effect of row `apart`, where there is one, has a flat prior."""
 
-    def __init__(self, sums: Sums, columns: Columns, variance: float | None = None) -> None:
-        self.sums, self.columns = sums, columns
+    def __init__(self, sums: Sums, columns: Columns, variance: float | None = None, apart: int | None = None) -> None:
+        self.sums, self.columns, self.apart = sums, columns, apart
         self.weight = 1 / (sums.variance if variance is None else variance)
         self.counts = sums.counts
         self.at = columns.at(sums.levels)
-        self.mask = (np.arange(len(sums.sizes))[None, :] < sums.blocks[:, None]).astype(np.float64)
-        self.used = int(sums.blocks.max(initial=0))
-        self.mask = self.mask[:, : self.used]
+        mask = sums.mask
+        self.used = int(np.flatnonzero(mask.any(axis=0)).max(initial=-1)) + 1
+        self.mask = mask[:, : self.used]
         self.sizes = sums.sizes[: self.used]
 
     def onehot(self, rows: Ints) -> Floats:
@@ -122,8 +92,11 @@ class Design:
         """Return the normal equations of effects and difficulties, each point's own effect integrated out."""
         w, n, width, totals = self.weight, self.counts, self.columns.width, self.sums.totals
         sizes, mask = w * self.sizes, self.mask
-        q = 1 / (1 + omega2 * w * n)
-        kappa = omega2 * q
+        own = np.full(len(n), omega2)
+        if self.apart is not None:
+            own[self.apart] = (FLAT * self.sums.scale) ** 2
+        q = 1 / (1 + own * w * n)
+        kappa = own * q
         matrix = np.zeros((width + self.used, width + self.used))
         right = np.zeros(len(matrix))
         for first in range(0, len(n), CHUNK):
@@ -138,7 +111,7 @@ class Design:
         matrix[width:, width:] = np.diag(sizes * mask.sum(axis=0)) - within
         right[width:] = w * self.sums.block_totals[: self.used] - w * sizes * (mask.T @ (kappa * totals))
         loss = -float((kappa * (w * totals) ** 2).sum()) - float(np.log(q).sum())
-        return Normal(Shrinkage(self, omega2, q), matrix, right, loss)
+        return Normal(Shrinkage(self, omega2, own, q), matrix, right, loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +121,13 @@ class Shrinkage:
     Attributes:
         design: What was told.
         omega2: The variance of the points' own effects.
-        shrink: For each row 1 / (1 + omega2 n / s2): how much of its own effect is still the prior's.
+        prior: The same for each row: omega2, or what is flat.
+        shrink: For each row 1 / (1 + prior n / s2): how much of its own effect is still the prior's.
     """
 
     design: Design
     omega2: float
+    prior: Floats
     shrink: Floats
 
 
@@ -172,13 +147,18 @@ class Normal:
     right: Floats
     loss: float
 
-    def cell(self, tau2: float) -> "Cell":
-        """Return the posterior under one tau."""
+    def cell(self, tau2: float, share: int = 0) -> "Cell":
+        """Return the posterior under one tau and one share of the features."""
         design = self.own.design
         width = design.columns.width
         precision = self.matrix.copy()
         prior = np.full(len(precision), 1e-6 / design.sums.scale**2)
         prior[:width] = 1 / tau2
+        extra = 0.0
+        if design.columns.features is not None:
+            among, extra = design.columns.priors[share]
+            precision[:width, :width] += among / tau2
+            prior[:width] = 0
         precision[np.diag_indices(len(precision))] += prior
         factor, failed = POTRF(precision.T, lower=1, clean=1)
         if failed:
@@ -188,6 +168,7 @@ class Normal:
             self.loss
             - float(self.right @ mean)
             + width * float(np.log(tau2))
+            + extra
             + 2 * float(np.log(np.diagonal(factor)).sum())
         )
         return Cell(self.own, mean, factor, log_weight)
@@ -217,9 +198,9 @@ class Cell:
         """Return the mean of every row given effects and difficulties."""
         design, own = self.own.design, self.own
         additive: Floats = self.effects(theta)[design.at].sum(axis=1)
-        difficulty = np.concatenate([[0.0], np.cumsum(design.sizes * theta[design.columns.width :])])
-        surplus = design.sums.totals - difficulty[design.sums.blocks] - design.counts * additive
-        values: Floats = additive + own.omega2 * design.weight * own.shrink * surplus
+        difficulty = design.mask @ (design.sizes * theta[design.columns.width :])
+        surplus = design.sums.totals - difficulty - design.counts * additive
+        values: Floats = additive + own.prior * design.weight * own.shrink * surplus
         return values
 
     def sample(self, rng: np.random.Generator) -> Floats:
@@ -234,11 +215,13 @@ class Cell:
         design, own = self.own.design, self.own
         chosen = np.array([*rows, home])
         q = own.shrink[chosen][:, None]
-        kept = own.omega2 * design.weight * q * design.mask[chosen] * design.sizes
+        prior = own.prior[chosen]
+        kept = prior[:, None] * design.weight * q * design.mask[chosen] * design.sizes
         functional = np.concatenate([q * design.onehot(chosen), -kept], axis=1)
         functional = functional[:-1] - functional[-1]
         half = linalg.solve_triangular(self.factor, functional.T, lower=True, check_finite=False)
-        residual = own.omega2 * (own.shrink[chosen[:-1]] + own.shrink[home])
+        left = prior * own.shrink[chosen]
+        residual = left[:-1] + left[-1]
         variance: Floats = (half**2).sum(axis=0) + np.where(chosen[:-1] == home, 0.0, residual)
         return variance
 
@@ -259,23 +242,28 @@ class Surrogate:
 
     @classmethod
     def fit(
-        cls, sums: Sums, columns: Columns, around: Place | None = None, variance: float | None = None
+        cls,
+        sums: Sums,
+        columns: Columns,
+        around: Place | None = None,
+        variance: float | None = None,
+        apart: int | None = None,
     ) -> "Surrogate":
         """Fit to what was told.
 
         Averaged over every cell that matters; or, while the search goes on, over the cells beside `around` and a few
-        steps uphill of it. `variance` stands in for the pooled one.
+        steps uphill of it. `variance` stands in for the pooled one; the row `apart` isn't exchangeable with the others.
         """
-        design = Design(sums, columns, variance)
+        design = Design(sums, columns, variance, apart)
         cells = _Cells(design)
         best, steps = around or START, 3 if around else len(GRID) ** 2
         for _ in range(steps):
-            peak = max([best, *_beside(best)], key=cells.weigh)
+            peak = max([best, *cells.beside(best)], key=cells.weigh)
             if peak == best:
                 break
             best = peak
         if around is None:
-            _flood(best, lambda place: cells.weigh(place) > cells.weigh(best) - NEGLIGIBLE)
+            cells.flood(best)
         kept = cells.kept()
         weights = np.exp(np.array([cell.log_weight - kept[0].log_weight for cell in kept]))
         return cls(tuple(kept), weights / weights.sum(), best)
@@ -298,6 +286,21 @@ class Surrogate:
     def scale(self) -> float:
         """The spread of the scores, 1 for 0/1."""
         return self.cells[0].own.design.sums.scale
+
+    @property
+    def variance(self) -> float:
+        """The variance of a score around its example's and its point's mean."""
+        return 1 / self.cells[0].own.design.weight
+
+    def breadth(self, but: Sequence[int]) -> float:
+        """Return how many examples' worth of examples the rows other than `but` were told (Kish's effective number).
+
+        A hundred rows that all met the same five examples know five examples well and the population badly.
+        """
+        design = self.cells[0].own.design
+        rows = design.mask.sum(axis=0) - design.mask[list(but)].sum(axis=0)
+        told = float((design.sizes * rows).sum())
+        return max(1.0, told**2 / max(1.0, float((design.sizes * rows**2).sum())))
 
     def top(self, columns: Columns) -> tuple[int, ...]:
         """Return the level of each slot that is expected to be best."""
@@ -331,11 +334,11 @@ class _Cells:
     def weigh(self, place: Place) -> float:
         """Return the log weight of a cell."""
         if place not in self.weights:
-            tau, omega = place
+            tau, omega, share = place
             scale = self.design.sums.scale
             if omega not in self.normals:
                 self.normals[omega] = self.design.normal((GRID[omega] * scale) ** 2)
-            cell = self.normals[omega].cell((GRID[tau] * scale) ** 2)
+            cell = self.normals[omega].cell((GRID[tau] * scale) ** 2, share)
             self.weights[place], self.cells[place] = cell.log_weight, cell
             if len(self.cells) > MOST_CELLS:
                 del self.cells[min(self.cells, key=lambda place: (self.weights[place], place))]
@@ -347,19 +350,21 @@ class _Cells:
         top = self.weights[heaviest[0]]
         return [self.cells[place] for place in heaviest if self.weights[place] > top - NEGLIGIBLE]
 
+    def beside(self, place: Place) -> list[Place]:
+        """Return the cells beside one."""
+        tau, omega, share = place
+        steps = [(tau - 1, omega, share), (tau + 1, omega, share), (tau, omega - 1, share), (tau, omega + 1, share)]
+        found = [step for step in steps if all(0 <= coordinate < len(GRID) for coordinate in step[:2])]
+        if self.design.columns.features is not None:
+            found += [(tau, omega, other) for other in range(len(SHARES)) if other != share]
+        return found
 
-def _beside(place: Place) -> list[Place]:
-    tau, omega = place
-    steps = ((tau - 1, omega), (tau + 1, omega), (tau, omega - 1), (tau, omega + 1))
-    return [step for step in steps if all(0 <= coordinate < len(GRID) for coordinate in step)]
-
-
-def _flood(start: Place, matters: Callable[[Place], bool]) -> None:
-    """Ask of every cell that is connected to `start` by cells that matter, in a fixed order."""
-    seen, border = {start}, [start]
-    while border:
-        for place in _beside(border.pop()):
-            if place not in seen:
-                seen.add(place)
-                if matters(place):
-                    border.append(place)
+    def flood(self, start: Place) -> None:
+        """Weigh every cell that is connected to `start` by cells that matter, in a fixed order."""
+        seen, border = {start}, [start]
+        while border:
+            for place in self.beside(border.pop()):
+                if place not in seen:
+                    seen.add(place)
+                    if self.weigh(place) > self.weigh(start) - NEGLIGIBLE:
+                        border.append(place)

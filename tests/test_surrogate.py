@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from vitrify.compiler.explore import Draw
+from vitrify.compiler.columns import Columns
+from vitrify.compiler.explore import Draw, fitting_columns
 from vitrify.compiler.scores import Scores
 from vitrify.compiler.space import SearchSpace, Slot
-from vitrify.compiler.surrogate import GRID, Belief, Columns, Design, Surrogate
+from vitrify.compiler.surrogate import GRID, Belief, Design, Surrogate
 
 
 def told(levels: list[tuple[int, ...]], blocks: list[int], sizes: tuple[int, ...], seed: int = 0) -> Scores:
@@ -184,3 +185,106 @@ def test_beliefs() -> None:
     assert 0.0 == Belief(0.0, 0.0).probability
     low, high = Belief(1.0, 1.0, 5.0).interval
     assert high - low > 2 * 2.5
+
+
+# Points that begin with different blocks, and features of levels.
+
+
+def test_the_posterior_is_the_textbooks_where_points_begin_with_different_blocks() -> None:
+    rng = np.random.default_rng(0)
+    scores = Scores(SearchSpace([Slot("a", 3), Slot("b", 3)]), list(range(11)), 3, starts=3)
+    for point, count in zip(POINTS, [4, 1, 2, 3, 1], strict=True):
+        for _ in range(count):
+            examples = scores.ask(point)
+            scores.tell(scores.rows[point], (rng.random(len(examples)) < 0.3 + 0.1 * sum(point)).astype(float).tolist())
+    assert [[1, 1, 1, 1], [0, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0], [0, 1, 0, 0]] == scores.sums().mask.tolist()
+    points = np.array(scores.points)
+    prior = 0.02 * (points[:, None, :] == points[None, :, :]).sum(axis=2) + 0.01 * np.eye(5)
+    rows = [(row, example) for row in range(5) for example in scores._places(row)]
+    y = np.concatenate([scores.values(row) for row in range(5)])
+    pick, block = np.array([row for row, _ in rows]), np.array([example // 3 for _, example in rows])
+    variance = scores.sums().variance
+    noise = variance * np.eye(len(y)) + 1e5 * (block[:, None] == block[None, :])
+    gain = prior[:, pick] @ np.linalg.inv(prior[np.ix_(pick, pick)] + noise)
+    mean, covariance = gain @ (y - y.mean()), prior - gain @ prior[:, pick].T
+    cell = Design(scores.sums(), Columns.spanning([3, 3])).normal(0.01).cell(0.02)
+    ours = cell.rows(cell.mean)
+    np.testing.assert_allclose(ours - ours[0], mean - mean[0], atol=2e-4)
+    spread = np.diag(covariance) + covariance[0, 0] - 2 * covariance[0]
+    np.testing.assert_allclose(cell.spreads([1, 2, 3, 4], 0), spread[1:], rtol=2e-3, atol=1e-7)
+
+
+def test_pairs_meet_on_the_examples_that_both_were_told() -> None:
+    scores = Scores(SearchSpace([Slot("a", 4)]), [5, 3, 0, 1, 4, 2], 2, starts=3)
+    for level, count in ((0, 1), (1, 2), (2, 1), (3, 3)):
+        for _ in range(count):
+            examples = scores.ask((level,))
+            scores.tell(scores.rows[(level,)], [10.0 * level + example for example in examples])
+    assert [10.0] * 2 == scores.paired(1, 0).tolist()
+    assert [True, True, False, True] == scores.met(0).tolist()
+    assert [False, False, True, True] == scores.met(2).tolist()
+    assert [20.0] * 4 == scores.paired(3, 1).tolist()
+    assert [10.0] * 2 == scores.paired(3, 2).tolist()
+
+
+def described(features: Any, effects: Any, told_levels: int, seed: int) -> tuple[Surrogate, Columns]:
+    """Return what is believed of a slot's levels, of which only the first few were told."""
+    rng = np.random.default_rng(seed)
+    space = SearchSpace([Slot("a", len(effects), features)])
+    scores = Scores(space, list(range(60)), 10)
+    difficulty = rng.normal(0.5, 0.3, 60)
+    for level in range(told_levels):
+        for _ in range(6):
+            examples = scores.ask((level,))
+            noise = rng.normal(0, 0.2, len(examples))
+            scores.tell(scores.rows[(level,)], (difficulty[examples] + effects[level] + noise).tolist())
+    columns = fitting_columns(space)
+    return Surrogate.fit(scores.sums(), columns), columns
+
+
+def test_features_say_what_levels_do_that_were_never_tried() -> None:
+    lengths = np.array([10, 200, 55, 120, 30, 170, 90, 250, 15, 240], dtype=float)
+    effects = (lengths - lengths.mean()) / 300
+    surrogate, columns = described(lengths[:, None], effects, 8, 0)
+    believed = surrogate.effects[columns.of[0]]
+    assert believed[9] > believed[8] + 0.4 * (effects[9] - effects[8])
+    plain, columns = described(None, effects, 8, 0)
+    believed = plain.effects[columns.of[0]]
+    assert abs(believed[9] - believed[8]) < 1e-6
+
+
+def test_features_that_say_nothing_are_found_out() -> None:
+    rng = np.random.default_rng(2)
+    effects = rng.normal(0, 0.15, 16)
+    surrogate, _ = described(rng.normal(size=(16, 2)), effects, 16, 0)
+    plain, _ = described(None, effects, 16, 0)
+    ours, theirs = surrogate.means, plain.means
+    np.testing.assert_allclose(ours - ours.mean(), theirs - theirs.mean(), atol=0.01)
+
+
+def test_features_without_scale_or_known_values() -> None:
+    effects = np.array([0.0, 0.1, 0.2, 0.3])
+    base, _ = described([[1.0], [2.0], [3.0], [4.0]], effects, 4, 1)
+    scaled, _ = described([[1e6], [2e6], [3e6], [4e6]], effects, 4, 1)
+    np.testing.assert_allclose(base.effects, scaled.effects)
+    same, columns = described([[7.0]] * 4, effects, 4, 1)
+    assert columns.features is None
+    unknown, columns = described([[1.0, np.nan], [2.0, 5.0], [np.nan, 1.0], [4.0, 2.0]], effects, 4, 1)
+    assert columns.features is not None and np.isfinite(columns.features).all()
+    assert np.isfinite(unknown.effects).all() and np.isfinite(same.effects).all()
+
+
+def test_features_are_checked_and_grow() -> None:
+    with pytest.raises(ValueError, match="one row of features for each level"):
+        Slot("a", 2, [[1.0]])
+    with pytest.raises(ValueError, match="one row of features for each level"):
+        Slot("a", 2, [[1.0], [1.0, 2.0]])
+    with pytest.raises(ValueError, match="features are numbers"):
+        Slot("a", 1, [[np.inf]])
+    space = SearchSpace([Slot("a", 2, [[1.0], [2.0]]), Slot("b", 2)])
+    grown = space.grown({"a": 1, "b": Slot("b", 3, [[1.0], [2.0], [4.0]]), "c": Slot("c", 2, [[0.0], [1.0]])})
+    assert [3, 3, 2] == [slot.levels for slot in grown.slots]
+    assert grown.slots[0].features is not None and np.isnan(grown.slots[0].features[2][0])
+    assert ((0.0,), (1.0,)) == grown.slots[2].features
+    with pytest.raises(ValueError, match="never removed"):
+        space.grown({"a": Slot("a", 1)})

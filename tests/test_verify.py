@@ -1,5 +1,6 @@
 """`vitrify verify` and `vitrify sign` as a person uses them."""
 
+import csv
 import json
 import math
 import random
@@ -152,6 +153,41 @@ def test_no_claim_and_no_way_to_tell(own: Path, artifact: Any) -> None:
 
     save_edited(artifact, own / "none.json", other_sets)
     assert "--group" in refused("verify", own / "none.json", *at).sentence
+
+
+def test_the_sealed_test_of_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups decide which rows are sealed, and no file says which column they were: it has to be named again."""
+    rows = [{**json.loads(line), "who": number % 23} for number, line in enumerate(TICKETS[:100])]
+    workplace(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    assert 0 == compile_("--budget-calls", 400, "--group", "who").code
+    at = ("verify", "out.json", "--data", "rows.jsonl", "--metric", "exact:team")
+    assert "exactly as claimed" in vitrify(*at, "--group", "who").stdout
+    found = vitrify(*at)
+    assert found.code and "--group" in found.stdout + found.stderr
+
+
+def test_the_same_rows_in_another_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of texts is the data of the compile where its values are: also lists, numbers and truth values."""
+    workplace(tmp_path)
+    (tmp_path / "lists.py").write_text(
+        "import dspy\n"
+        "class S(dspy.Signature):\n    words: list[str] = dspy.InputField()\n    n: int = dspy.InputField()\n"
+        "    team: str = dspy.OutputField()\n"
+        "class Lists(dspy.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.s = dspy.Predict(S)\n    def forward(self, words, n):\n        return self.s(words=words, n=n)\n"
+    )
+    rows = [{"words": json.loads(line)["message"].split(), "n": n, "team": "a"} for n, line in enumerate(TICKETS[:60])]
+    with (tmp_path / "rows.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "words": json.dumps(row["words"])} for row in rows)
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    assert 0 == compile_("--budget-calls", 300, program="lists.py:Lists", data="rows.csv").code
+    for data in ("rows.csv", "rows.jsonl"):
+        assert checks("out.json", "--data", data, "--metric", "exact:team")["claim"]["same_rows"]
 
 
 def test_newcombes_own_examples() -> None:

@@ -226,6 +226,9 @@ Sign = Annotated[
 # Exporting and importing.
 
 Target = Annotated[str, _option("--to", shown="FORM", help="dspy, openai or finetune.")]
+ExportOutput = Annotated[
+    Path | None, _option("-o", "--output", shown="FILE", help="The file to write; by default stdout.")
+]
 OwnProgram = Annotated[
     str | None,
     _option("--program", shown="PROGRAM", help="With dspy: the program, to check the state on, or where it must be."),

@@ -19,7 +19,10 @@ def diff_command(
     as_json: arguments.AsJson = False,
     debug: arguments.Debug = False,
 ) -> None:
-    """Show what changed between two artifacts; exit code 1 if anything, 0 if nothing, 2 if one can't be read."""
+    """Show what changed between two artifacts.
+
+    Exit code 1 if anything did, 0 if nothing, 2 if one of them can't be read.
+    """
     with boundary(debug):
         from .programs.artifact import read_artifact
         from .programs.differing import differences

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from .boundary import user_error
 from .compiler.data import Dataset, Example, describe_source, load_rows, to_dataset
@@ -86,7 +86,7 @@ def dataset_of(artifact: Artifact, data: Any, metric: MetricSpec) -> Dataset:
         load_rows(data),
         input_names=[name for name, required in known.items() if required],
         optional_inputs=[name for name, required in known.items() if not required],
-        types=field_types(artifact),
+        types={**field_types(artifact), **_container_types(artifact)},
         source=describe_source(data),
     )
     for name in required_labels(metric):
@@ -96,6 +96,18 @@ def dataset_of(artifact: Artifact, data: Any, metric: MetricSpec) -> Dataset:
                 f"{nearest(name, list(dataset.label_names + dataset.input_names))}"
             )
     return dataset
+
+
+def _container_types(artifact: Artifact) -> dict[str, Any]:
+    """Return the types of lists and tables among a program's fields, which rows of CSV hold as JSON text."""
+    from .signatures.types import python_type, type_from_json
+
+    types: dict[str, Any] = {}
+    for record in artifact.predictors:
+        for item in (record.signature or {}).get("fields", ()):
+            kind = str if item["type"] == "str" else python_type(type_from_json(item["type"]))
+            types[item["name"]] = str if kind is str else types.get(item["name"], kind)
+    return {name: kind for name, kind in types.items() if get_origin(kind) in (list, dict)}
 
 
 def evaluate_examples(

@@ -17,14 +17,16 @@ TARGETS = ("dspy", "openai", "finetune")
 def export_command(
     artifact: arguments.ArtifactFile,
     to: arguments.Target,
-    output: arguments.NewOutput = None,
+    output: arguments.ExportOutput = None,
     program: arguments.OwnProgram = None,
     run: arguments.TracesRun = None,
     predictor: arguments.OnePredictor = None,
     demos: arguments.WithDemos = False,
     debug: arguments.Debug = False,
 ) -> None:
-    """Write an artifact in another form, on stdout or to -o; what it leaves out is said on stderr.
+    """Write an artifact for DSPy, OpenAI or training.
+
+    What the form leaves out is said on stderr.
 
     dspy: the state that plain DSPy's Module.load reads. openai: chat completion requests with {{placeholders}}.
     finetune: chats to train a model on, one a line: the run's accepted traces (--run), or else the demonstrations.
@@ -113,7 +115,9 @@ def import_command(
     api_base: arguments.ApiBase = None,
     debug: arguments.Debug = False,
 ) -> None:
-    """Make an artifact of a state that DSPy saved (program.save("state.json")); it claims nothing: nothing is measured.
+    """Make an artifact of a state that DSPy saved.
+
+    That is what program.save("state.json") wrote. The artifact claims nothing, since nothing is measured.
 
     vitrify import state.json program.py:Desk --lm openai/gpt-4o-mini -o desk.json
     """

@@ -53,7 +53,10 @@ class Line:
 def inspect_command(
     artifact: arguments.ArtifactFile, as_json: arguments.AsJson = False, debug: arguments.Debug = False
 ) -> None:
-    """Show what is in an artifact: evidence, signatures, instructions, demonstrations and whose rows they are."""
+    """Show a page about an artifact.
+
+    Evidence in words, signatures, instructions, demonstrations and whose rows they are, provenance.
+    """
     with boundary(debug):
         from .programs.artifact import read_artifact
 

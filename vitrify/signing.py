@@ -26,7 +26,10 @@ _PUBLIC = "`openssl pkey -in key.pem -pubout -out public.pem` writes the public 
 
 
 def sign_command(artifact: arguments.ArtifactFile, key: arguments.PrivateKey, debug: arguments.Debug = False) -> None:
-    """Sign an artifact with your Ed25519 key: writes ARTIFACT.sig, which `verify --key` checks with the public half."""
+    """Sign an artifact with a key of your own.
+
+    Writes ARTIFACT.sig (Ed25519 over the file's bytes), which `verify --key` checks with the key's public half.
+    """
     with boundary(debug):
         from .programs.artifact import read_artifact
 

@@ -9,6 +9,7 @@ import typer
 
 from . import arguments
 from .boundary import boundary
+from .inspecting import visible
 from .signatures.errors import ArtifactError, DataError, RequestError
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def verify_command(
     as_json: arguments.AsJson = False,
     debug: arguments.Debug = False,
 ) -> None:
-    """Check an artifact: its digest and schema, its prompts, its signature (--key) and its claim (--data, --metric).
+    """Check a file, its signature and its claim.
+
+    Digest, schema, bytes, prompts and program; with --key the signature, with --data and --metric the claim.
 
     Exit code 0 if everything that was asked holds, 1 if something doesn't, 2 if it can't be checked.
 
@@ -80,7 +83,7 @@ def verify_command(
         else:
             for check in checks:
                 word = {True: "ok", False: "FAILED", None: "-"}[check.holds]
-                typer.echo(f"{word:<8}{check.name:<11}{check.said}")
+                typer.echo(f"{word:<8}{check.name:<11}{visible(check.said)}")
         if not holds:
             raise typer.Exit(1)
 
