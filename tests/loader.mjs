@@ -184,6 +184,7 @@ const oneOf = (...known) => check(`one of ${known}`, (value) => known.includes(v
 const opt = (shape) => (value, where) => (value === null ? null : shape(value, where));
 const list = (shape) => (value, where) =>
   Array.isArray(value) ? value.map((item, index) => shape(item, `${where}[${index}]`)) : refuse(where, "a list");
+const some = (shape) => (value, where) => (Array.isArray(value) && value.length ? list(shape)(value, where) : refuse(where, "a list with a value"));
 const pairOf = (first, second) => (value, where) =>
   Array.isArray(value) && value.length === 2
     ? [first(value[0], `${where}[0]`), second(value[1], `${where}[1]`)] : refuse(where, "a pair");
@@ -199,6 +200,7 @@ const object = (shapes) => (value, where) => {
   }
   return found;
 };
+const own = check("a name without two underscores in front", (value) => typeof value === "string" && !value.startsWith("__"));
 const raw = (value) => value;
 const once = (names, where) => {
   if (new Set(names).size !== names.length) throw new Refused(`${where} has a name twice`);
@@ -289,12 +291,12 @@ function typeOf(data, where, seen = { count: 0 }, level = 0) {
   const kind = { kind: raw };
   switch (data.get("kind")) {
     case "literal": {
-      const { values } = object({ ...kind, values: list(atom) })(data, where);
+      const { values } = object({ ...kind, values: some(atom) })(data, where);
       const find = (value) => values.some((known) => same(known, value));
       return { kind: "literal", values, exactly: find, read: (value) => (find(value) ? value : unreadable("one of the values")) };
     }
     case "enum": {
-      const { members } = object({ ...kind, name: text, doc: opt(text), base: oneOf("Enum", "str", "int", "StrEnum", "IntEnum"), members: list(pairOf(text, atom)) })(data, where);
+      const { members } = object({ ...kind, name: text, doc: opt(text), base: oneOf("Enum", "str", "int", "StrEnum", "IntEnum"), members: some(pairOf(own, atom)) })(data, where);
       const read = (value, byName = false) => {
         const found = members.find(([, known]) => same(known, value)) ?? (byName ? members.find(([known]) => known === value) : undefined);
         return found ? new Member(found[1]) : unreadable("a member");
@@ -356,7 +358,7 @@ function typeOf(data, where, seen = { count: 0 }, level = 0) {
 }
 
 function modelOf(data, where, kind, inner) {
-  const field = object({ name: text, type: inner, default: defaultOf, options: table(jsonText) });
+  const field = object({ name: own, type: inner, default: defaultOf, options: table(jsonText) });
   const { config, fields } = object({ ...kind, name: text, doc: opt(text), config: table(jsonText), fields: list(field) })(data, where);
   if (config.size || fields.some(({ options }) => [...options.keys()].some((key) => !SAYS.includes(key)))) {
     throw new Refused(`${where}: this loader holds models without settings`);

@@ -13,7 +13,7 @@ from vitrify.signatures.errors import VitrifyError
 import vitrify
 from tests.golden.replay import plain
 from tests.server import ScriptedServer
-from tests.test_artifact_malformed import NO_JSON, edits, resealed
+from tests.test_artifact_malformed import DEEP, NO_JSON, deeply_edited, edits, resealed
 from tests.test_golden import FILES, name_of, runs_of
 
 LOADER = Path(__file__).parent / "loader.mjs"
@@ -77,10 +77,12 @@ def test_a_new_artifact_too(saved: Path) -> None:
     assert in_python(saved, runs) == in_javascript(saved, runs)
 
 
-@pytest.mark.parametrize("kind", [*NO_JSON, *edits({"predictors": [{}]})])
+@pytest.mark.parametrize("kind", [*NO_JSON, *edits({"predictors": [{}]}), *DEEP])
 def test_it_refuses_what_python_refuses(saved: Path, tmp_path: Path, kind: str) -> None:
     if kind in NO_JSON:
         data = NO_JSON[kind][0]
+    elif kind in DEEP:
+        data, _ = deeply_edited(kind)
     else:
         value = json.loads(saved.read_bytes())
         edits(value)[kind][0]()
