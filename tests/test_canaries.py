@@ -10,12 +10,13 @@ from vitrify.programs.canaries import MOST_TEXT, check_canaries, difference, dsp
 from vitrify.programs.embedded import Embedded
 from vitrify.programs.models import Model
 from vitrify.programs.runtime import run_artifact
-from vitrify.signatures import prompt
 from vitrify.signatures.errors import ArtifactError
 from vitrify.signatures.prompt import PromptPlan
+from vitrify.signatures.values import render_value
 
 import vitrify
 from tests.conftest import compile_small
+from tests.server import ScriptedServer
 from tests.test_runtime import reseal
 
 GOLDEN = Path(__file__).parent / "golden" / "vitrify-1"
@@ -55,9 +56,13 @@ def fallen_back(tickets: Any, tmp_path_factory: pytest.TempPathFactory) -> Artif
 @pytest.fixture(scope="module")
 def under_xml(tickets: Any, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     rows = [{"message": row["message"], "team": row["team"]} for row in tickets[:60]]
-    with dspy.context(adapter=dspy.XMLAdapter()):
-        made: Artifact = compile_small(Plain(), rows, "exact:team", tmp_path_factory.mktemp("run"))
-    return made
+    options: dict[str, Any] = {"instructions": 0, "demo_sets": 2, "concurrency": 2, "cache": False}
+    answer = f"<team>\n{rows[0]['team']}\n</team>"
+    with ScriptedServer(lambda body: answer) as server, dspy.context(adapter=dspy.XMLAdapter()):
+        return vitrify.compile(
+            Plain(), rows, "exact:team", lm="openai/scripted", run_dir=tmp_path_factory.mktemp("run"),
+            options=vitrify.Options(api_base=server.url, api_key="none", **options), budget=vitrify.Budget(calls=600),
+        )  # fmt: skip
 
 
 def run(artifact: Artifact, program: Any = None) -> Any:
@@ -114,10 +119,10 @@ def test_an_upgrade_of_dspy_that_fails_says_so(fallen_back: Artifact, monkeypatc
 def test_an_adapter_of_the_users_own_is_guarded_with_the_inputs(
     under_xml: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert any(canary.inputs for canary in under_xml.canaries)
-    adapter = dspy.XMLAdapter()
-    with dspy.context(adapter=adapter):
-        assert run(under_xml, Plain())(message="Where is my parcel?").team
+    assert all(canary.inputs["message"] in canary.messages[-1].content for canary in under_xml.canaries)
+    assert under_xml.canaries
+    with dspy.context(adapter=dspy.XMLAdapter()):
+        run(under_xml, Plain())
         monkeypatch.setattr(dspy.XMLAdapter, "user_message_output_requirements", lambda self, signature: "In XML.")
         said = refusal(under_xml, Plain())
     assert "  +In XML." in said
@@ -133,7 +138,7 @@ def test_what_is_written_differently_in_another_process_is_no_canary() -> None:
     predictor.signature = predictor.signature.with_instructions(f"Like {object()}.")
     assert dspy_canary("route", predictor, adapter, {}) is None
 
-    class Failing(dspy.ChatAdapter):  # type: ignore[misc]
+    class Failing(dspy.ChatAdapter):
         def format(self, *args: Any, **more: Any) -> Any:
             raise RuntimeError
 
@@ -152,12 +157,12 @@ def test_every_sealed_golden_file_has_canaries_that_hold(name: str) -> None:
 
 def test_values_that_a_library_writes_differently_are_an_error_with_a_diff(monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = read_artifact(GOLDEN / "orders-chat.artifact.json")
-    upgraded = prompt.render_value
+    upgraded = render_value
 
     def spaced(value: Any, *, text_field: bool) -> str:
         return upgraded(value, text_field=text_field).replace('", "', '","')
 
-    monkeypatch.setattr(prompt, "render_value", spaced)
+    monkeypatch.setattr("vitrify.signatures.prompt.render_value", spaced)
     said = refusal(artifact)
     assert "read renders other messages than when it was compiled" in said.splitlines()[0]
     assert f"pydantic) has changed: install the recorded version ({artifact.provenance.versions['pydantic']})" in said

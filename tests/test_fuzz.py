@@ -77,7 +77,7 @@ def typed(*kinds: Any) -> bytes:
 
 
 def model_of(count: int) -> dict[str, Any]:
-    fields = [{"name": f"f{n}", "type": "int", "default": None, "options": {}} for n in range(count)]
+    fields: list[Any] = [{"name": f"f{n}", "type": "int", "default": None, "options": {}} for n in range(count)]
     return {"kind": "model", "name": "M", "doc": None, "config": {}, "fields": fields}
 
 
