@@ -7,6 +7,7 @@
 
 import { createHash } from "node:crypto";
 import fs from "node:fs";
+import { fileURLToPath } from "node:url";
 
 class Refused extends Error {}
 class Unreadable extends Error {}
@@ -389,19 +390,22 @@ function defaultOf(value, where) {
 // Replies -------------------------------------------------------------------------------------------------------------
 
 const LINE = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/;
+// White space as the page means it; trim() takes U+FEFF for one, and not U+001C to U+001F.
+const EDGES = /^[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+|[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+$/g;
+const strip = (said) => said.replace(EDGES, "");
 const HEADER = /^\[\[ ## ([\p{L}\p{N}_]+) ## \]\]/u;
 
 function sectionsOf(reply) {
   const found = new Map();
   let current = [];
   for (const line of reply.split(LINE)) {
-    const header = HEADER.exec(line.trim());
+    const header = HEADER.exec(strip(line));
     if (!header) { current.push(line); continue; }
-    const rest = line.slice(header[0].length).trim();
+    const rest = strip(line.slice(header[0].length));
     current = rest ? [rest] : [];
     if (!found.has(header[1])) found.set(header[1], current);
   }
-  return new Map([...found].map(([key, lines]) => [key, lines.join("\n").trim()]));
+  return new Map([...found].map(([key, lines]) => [key, strip(lines.join("\n"))]));
 }
 
 function objectOf(reply) {
@@ -426,7 +430,7 @@ function objectOf(reply) {
 }
 
 function unwrapped(said) {
-  let found = said.trim();
+  let found = strip(said);
   if (/^(Literal|str)\[/.test(found) && found.endsWith("]")) found = found.slice(found.indexOf("[") + 1, -1);
   if (found.length > 1 && found[0] === found.at(-1) && "\"'".includes(found[0])) found = found.slice(1, -1);
   return found;
@@ -761,7 +765,11 @@ async function main([path, ...rest]) {
   }
 }
 
-main(process.argv.slice(2)).catch((error) => {
-  process.stderr.write(`${error instanceof Refused ? error.message : error.stack}\n`);
-  process.exitCode = 2;
-});
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  main(process.argv.slice(2)).catch((error) => {
+    process.stderr.write(`${error instanceof Refused ? error.message : error.stack}\n`);
+    process.exitCode = 2;
+  });
+}
+
+export { canonical, parseJson, toJson };
