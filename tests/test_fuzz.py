@@ -1,5 +1,6 @@
 """A small fuzz of the loader, of `make torture`'s million; and the files that cost most, by the loader's own bounds."""
 
+import contextlib
 import json
 import os
 import socket
@@ -14,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vitrify.programs.models import Model
 from vitrify.programs.rules import MOST_PATTERNS
+from vitrify.programs.runtime import load
 from vitrify.programs.untrusted import MOST_BYTES, MOST_VALUES
+from vitrify.signatures.errors import RequestError
 
 from tests.fuzz import SMALL, Figures, Stub, Watch, fuzz, tried
 from tests.strategies import profile
@@ -177,3 +180,35 @@ def test_what_is_too_much_is_not_parsed(measured: dict[str, tuple[int, float, st
     assert "nests too deep" in measured["open brackets"][2]
     assert "the text of a JSON object" in measured["a schema of too many values"][2]
     assert all("accepted" == measured[kind][2] for kind in ("patterns", "large types", "many labels"))
+
+
+MODELS = [
+    "",
+    " ",
+    "/",
+    "a",
+    "a/b",
+    "openai/",
+    "openai/../x",
+    "embedded/x",
+    "huggingface/x",
+    "ollama/x",
+    "x" * 1000,
+    "os/system",
+]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_models_name_connects_nowhere(watch: Watch, tmp_path: Path, name: str) -> None:
+    """Loading by the name in the file makes a client or refuses the name; it asks no network."""
+    value = json.loads(SMALL[0])
+    value["model"]["name"] = name
+    path = tmp_path / "a.json"
+    path.write_bytes(resealed(value))
+    seen = watch.seen[:]
+    with watch, contextlib.suppress(RequestError):
+        load(path).close()
+    # DSPy, which other providers need, looks whether the machine has IPv6: it binds a socket, and connects none.
+    asked = ("socket.connect", "socket.get", "socket.send", "subprocess.", "os.system", "os.exec")
+    assert [] == [line for line in watch.seen if line.startswith(asked)]
+    watch.seen[:] = seen
