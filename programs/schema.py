@@ -182,10 +182,10 @@ def _signature() -> dict[str, Schema]:
     member = _closed({"name": own_name, "type": this, "default": default, "options": options(OPTIONS)})
     kinds = [
         {"enum": list(SCALARS)},
-        of_kind("literal", values=_array(atom)),
+        of_kind("literal", values={**_array(atom), "minItems": 1}),
         of_kind(
             "enum", name=_TEXT, doc=_or_null(_TEXT), base={"enum": list(ENUM_BASES)},
-            members=_array(_pair(own_name, atom)),
+            members={**_array(_pair(own_name, atom)), "minItems": 1},
         ),
         of_kind("list", items=this),
         of_kind("dict", keys=this, values=this),

@@ -267,14 +267,14 @@ class _Reader:
 
     def _literal(self, data: JsonValue, where: str, enclosing: tuple[str, ...]) -> TypeSpec:
         (values,) = keys_of(data, where, "values", kind="literal")
-        return LiteralType(tuple(self._atom(value, f"{where}.values") for value in list_of(values, where)))
+        return LiteralType(tuple(self._atom(value, f"{where}.values") for value in _some(values, where)))
 
     def _enum(self, data: JsonValue, where: str, enclosing: tuple[str, ...]) -> TypeSpec:
         name, doc, base, members = keys_of(data, where, "name", "doc", "base", "members", kind="enum")
         if base not in ENUM_BASES:
             raise ArtifactError(f"{where}.base breaks `one of {', '.join(ENUM_BASES)}`: found {base!r:.60}.")
         pairs = []
-        for member in list_of(members, where):
+        for member in _some(members, where):
             if not isinstance(member, list) or len(member) != 2:
                 raise ArtifactError(f"{where}.members breaks `a member is [name, value]`: found {member!r:.60}.")
             pairs.append((_own_name(member[0], where), self._atom(member[1], where)))
@@ -380,6 +380,13 @@ def text_of(data: JsonValue, where: str) -> str:
 
 def _doc_of(data: JsonValue, where: str) -> str | None:
     return None if data is None else text_of(data, where)
+
+
+def _some(data: JsonValue, where: str) -> list[JsonValue]:
+    found = list_of(data, where)
+    if not found:
+        raise ArtifactError(f"{where} breaks `a literal or enumeration has at least one value`: found none.")
+    return found
 
 
 def _own_name(data: JsonValue, where: str) -> str:

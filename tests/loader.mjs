@@ -7,6 +7,7 @@
 
 import { createHash } from "node:crypto";
 import fs from "node:fs";
+import { fileURLToPath } from "node:url";
 
 class Refused extends Error {}
 class Unreadable extends Error {}
@@ -184,6 +185,7 @@ const oneOf = (...known) => check(`one of ${known}`, (value) => known.includes(v
 const opt = (shape) => (value, where) => (value === null ? null : shape(value, where));
 const list = (shape) => (value, where) =>
   Array.isArray(value) ? value.map((item, index) => shape(item, `${where}[${index}]`)) : refuse(where, "a list");
+const some = (shape) => (value, where) => (Array.isArray(value) && value.length ? list(shape)(value, where) : refuse(where, "a list with a value"));
 const pairOf = (first, second) => (value, where) =>
   Array.isArray(value) && value.length === 2
     ? [first(value[0], `${where}[0]`), second(value[1], `${where}[1]`)] : refuse(where, "a pair");
@@ -199,6 +201,7 @@ const object = (shapes) => (value, where) => {
   }
   return found;
 };
+const own = check("a name without two underscores in front", (value) => typeof value === "string" && !value.startsWith("__"));
 const raw = (value) => value;
 const once = (names, where) => {
   if (new Set(names).size !== names.length) throw new Refused(`${where} has a name twice`);
@@ -289,12 +292,12 @@ function typeOf(data, where, seen = { count: 0 }, level = 0) {
   const kind = { kind: raw };
   switch (data.get("kind")) {
     case "literal": {
-      const { values } = object({ ...kind, values: list(atom) })(data, where);
+      const { values } = object({ ...kind, values: some(atom) })(data, where);
       const find = (value) => values.some((known) => same(known, value));
       return { kind: "literal", values, exactly: find, read: (value) => (find(value) ? value : unreadable("one of the values")) };
     }
     case "enum": {
-      const { members } = object({ ...kind, name: text, doc: opt(text), base: oneOf("Enum", "str", "int", "StrEnum", "IntEnum"), members: list(pairOf(text, atom)) })(data, where);
+      const { members } = object({ ...kind, name: text, doc: opt(text), base: oneOf("Enum", "str", "int", "StrEnum", "IntEnum"), members: some(pairOf(own, atom)) })(data, where);
       const read = (value, byName = false) => {
         const found = members.find(([, known]) => same(known, value)) ?? (byName ? members.find(([known]) => known === value) : undefined);
         return found ? new Member(found[1]) : unreadable("a member");
@@ -356,7 +359,7 @@ function typeOf(data, where, seen = { count: 0 }, level = 0) {
 }
 
 function modelOf(data, where, kind, inner) {
-  const field = object({ name: text, type: inner, default: defaultOf, options: table(jsonText) });
+  const field = object({ name: own, type: inner, default: defaultOf, options: table(jsonText) });
   const { config, fields } = object({ ...kind, name: text, doc: opt(text), config: table(jsonText), fields: list(field) })(data, where);
   if (config.size || fields.some(({ options }) => [...options.keys()].some((key) => !SAYS.includes(key)))) {
     throw new Refused(`${where}: this loader holds models without settings`);
@@ -387,19 +390,22 @@ function defaultOf(value, where) {
 // Replies -------------------------------------------------------------------------------------------------------------
 
 const LINE = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/;
+// White space as the page means it; trim() takes U+FEFF for one, and not U+001C to U+001F.
+const EDGES = /^[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+|[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+$/g;
+const strip = (said) => said.replace(EDGES, "");
 const HEADER = /^\[\[ ## ([\p{L}\p{N}_]+) ## \]\]/u;
 
 function sectionsOf(reply) {
   const found = new Map();
   let current = [];
   for (const line of reply.split(LINE)) {
-    const header = HEADER.exec(line.trim());
+    const header = HEADER.exec(strip(line));
     if (!header) { current.push(line); continue; }
-    const rest = line.slice(header[0].length).trim();
+    const rest = strip(line.slice(header[0].length));
     current = rest ? [rest] : [];
     if (!found.has(header[1])) found.set(header[1], current);
   }
-  return new Map([...found].map(([key, lines]) => [key, lines.join("\n").trim()]));
+  return new Map([...found].map(([key, lines]) => [key, strip(lines.join("\n"))]));
 }
 
 function objectOf(reply) {
@@ -424,7 +430,7 @@ function objectOf(reply) {
 }
 
 function unwrapped(said) {
-  let found = said.trim();
+  let found = strip(said);
   if (/^(Literal|str)\[/.test(found) && found.endsWith("]")) found = found.slice(found.indexOf("[") + 1, -1);
   if (found.length > 1 && found[0] === found.at(-1) && "\"'".includes(found[0])) found = found.slice(1, -1);
   return found;
@@ -759,7 +765,11 @@ async function main([path, ...rest]) {
   }
 }
 
-main(process.argv.slice(2)).catch((error) => {
-  process.stderr.write(`${error instanceof Refused ? error.message : error.stack}\n`);
-  process.exitCode = 2;
-});
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  main(process.argv.slice(2)).catch((error) => {
+    process.stderr.write(`${error instanceof Refused ? error.message : error.stack}\n`);
+    process.exitCode = 2;
+  });
+}
+
+export { canonical, parseJson, toJson };
