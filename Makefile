@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := .vitrify/demo
 
-.PHONY: help demo test torture check bench bench-engine bench-search clean
+.PHONY: help demo test torture check schema golden bench bench-engine bench-search clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -40,6 +40,12 @@ check: $(VENV)/.dev ## ruff, mypy, pyright and the layout test
 	$(BIN)/mypy tests
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_layout.py
+
+schema: $(VENV)/.dev ## write docs/artifact.schema.json from the records
+	$(BIN)/python -c "from vitrify.programs.schema import write_schema; write_schema('docs/artifact.schema.json')"
+
+golden: $(VENV)/.dev ## make the golden files of a format version that isn't released yet
+	$(BIN)/python -m tests.golden.make
 
 bench: $(VENV)/.dev ## the road beside MIPROv2, on the embedded model
 	$(BIN)/python benchmarks/road.py

@@ -18,7 +18,7 @@ from ..programs.program import ProgramSpec, lower_program
 from ..signatures.canonical import digest
 from ..signatures.errors import ArtifactError, DataError, ProgramError, RequestError, nearest
 from .budget import Budget, Spending, bounded
-from .data import Dataset, describe_source, load_rows, to_dataset
+from .data import Dataset, Example, describe_source, load_rows, to_dataset
 from .division import split_pass
 from .emit import emit
 from .evaluate import Evaluator, Target
@@ -33,10 +33,12 @@ from .passes import certify, search
 from .preflight import first_reply, preflight
 from .prices import Prices
 from .run import Run
+from .shown import check_columns, parse_conditions, resolve_redact, shown_rows
 from .state import Job, State
 from .stopped import leave_incumbent
 from .strategy import Strategy
 from .supply import source_of, supply
+from .traces import write_traces
 
 
 def compile(
@@ -82,9 +84,11 @@ def compile(
         run = _run(job, ledger)
         state: State | None = None
         try:
-            state = State(job, split_pass(job, run))
+            splits = split_pass(job, run)
+            state = State(job, splits, _shown(job, splits.train, run))
             for step in (first_reply, supply, preflight, search, certify):
                 state = step(state, run)
+            write_traces(folder, state.accepted)
             return emit(state, run)
         except KeyboardInterrupt as stop:
             run.close(abandon=True)
@@ -92,6 +96,15 @@ def compile(
             raise
         finally:
             run.close(abandon=False)
+
+
+def _shown(job: Job, train: tuple[Example, ...], run: Run) -> tuple[Example, ...]:
+    """Return the training rows as they may be shown, and note what isn't."""
+    options = job.options
+    rows, notes = shown_rows(train, parse_conditions(options.no_demos_from), resolve_redact(options.redact))
+    for note in notes:
+        run.note(note)
+    return rows
 
 
 def _run(job: Job, ledger: Ledger) -> Run:
@@ -152,6 +165,8 @@ def prepare(
     target = _target(program, spec, adapter)
     scored = resolve_metric(metric)
     dataset = _dataset(data, program, spec)
+    check_columns(parse_conditions(options.no_demos_from), dataset)
+    resolve_redact(options.redact)
     _check_labels(dataset, required_labels(scored))
     decoding = {
         name: value
@@ -284,6 +299,19 @@ def _check_prices(job: Job, prices: Prices) -> None:
             )
 
 
+def _kept_out(options: Options) -> list[list[str]]:
+    redact = options.redact
+    name = (
+        ""
+        if redact is None
+        else redact
+        if isinstance(redact, str)
+        else getattr(redact, "__qualname__", type(redact).__qualname__)
+    )
+    found = [f"{column}={value}" for column, value in parse_conditions(options.no_demos_from)]
+    return [[*found, name]] if found or name else []
+
+
 def home() -> Path:
     """Return the folder of runs and of what they share."""
     return Path(os.environ.get("VITRIFY_HOME", ".vitrify"))
@@ -308,6 +336,7 @@ def default_run_dir(job: Job) -> Path:
             job.start.id,
             dict(job.model.decoding),
             [options.group, options.instructions, options.demo_sets, options.max_demos, list(options.formats)],
+            *_kept_out(options),
         ]
     )
     return home() / "runs" / f"{job.target.spec.name.lower()}-{identity[:10]}"

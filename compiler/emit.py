@@ -18,12 +18,14 @@ from ..programs.artifact import (
     SealedProgram,
     SelectionRecord,
 )
+from ..programs.bind import bind
+from ..programs.canaries import dspy_canary, planned_canary
 from ..programs.candidate import Candidate
 from ..programs.dataflow import Flow, Unsealed, seal_program
-from ..programs.exact import exact, from_exact
+from ..programs.exact import exact
 from ..programs.flow import calls_of
+from ..programs.models import Model
 from ..programs.program import DECODING, PredictorSpec, ProgramSpec, walk
-from ..signatures.canonical import JsonValue, NotCanonical, canonical_json, digest, from_json_text
 from ..signatures.lower import annotations
 from ..signatures.prompt import NeedsAdapter, PromptPlan
 from .outcome import Malformed
@@ -45,10 +47,10 @@ def emit(state: State, run: Run) -> Artifact:
     content = Content(
         format="vitrify/1",
         name=spec.name,
-        program=_program(spec, job.target.program, job.model.decoding, predictors),
+        program=program_of(spec, job.target.program, job.model.decoding, predictors),
         inputs=[InputRecord(name=item.name, required=item.required) for item in spec.inputs],
         predictors=predictors,
-        model=_model(state),
+        model=model_of(job.model, job.target.adapter),
         evidence=_evidence(state),
         selection=_selection(state),
         provenance=_provenance(state, run),
@@ -60,7 +62,7 @@ def emit(state: State, run: Run) -> Artifact:
     return Artifact.seal(content)
 
 
-def _program(
+def program_of(
     spec: ProgramSpec, program: Any, decoding: Mapping[str, Any], predictors: Sequence[PredictorRecord]
 ) -> ClassProgram | SealedProgram:
     """Return the program with its data flow, where that and every prompt it asks with are in the file."""
@@ -78,11 +80,18 @@ def _program(
 
 
 def _predictor(spec: PredictorSpec, shipped: Candidate, state: State, program: Any) -> PredictorRecord:
+    methods, rows = _origin(spec.path, state)
+    return predictor_of(spec, shipped, program, methods, rows)
+
+
+def predictor_of(
+    spec: PredictorSpec, shipped: Candidate, program: Any, methods: dict[str, str], rows: list[int]
+) -> PredictorRecord:
+    """Return a predictor with what a candidate gives it; `methods` and `rows` say where that comes from."""
     params = shipped.params[spec.path]
     plan = second = None
     if spec.signature is not None and spec.reason is None:
         plan, second = plans_of(spec, shipped, program)
-    methods, rows = _origin(spec.path, state)
     as_json: Any = params.to_json()
     return PredictorRecord(
         path=spec.path,
@@ -122,7 +131,8 @@ def plans_of(spec: PredictorSpec, candidate: Candidate, program: Any) -> tuple[P
 def _origin(path: str, state: State) -> tuple[dict[str, str], list[int]]:
     """Return where a predictor's parameters come from, in words, and whose rows ship."""
     assert state.levels is not None and state.found is not None
-    methods, rows = {}, []
+    methods: dict[str, str] = {}
+    rows: list[int] = []
     for name, level in zip(state.levels.slots, state.found.shipped, strict=True):
         owner, _, kind = name.rpartition(".")
         if owner != path or level == 0:
@@ -130,24 +140,24 @@ def _origin(path: str, state: State) -> tuple[dict[str, str], list[int]]:
         value = state.levels.values[name][level]
         provenance = getattr(value, "provenance", None)
         methods[kind] = f"{provenance.method}: {provenance.note}" if provenance is not None else "tried as an option"
-        rows += sorted(getattr(value, "rows", ()))
+        rows += getattr(value, "rows", ())  # in the order of the demonstrations
     return methods, rows
 
 
-def _model(state: State) -> ModelRecord:
-    job = state.job
-    able = job.model.lm.capabilities
+def model_of(model: Model, adapter: Any) -> ModelRecord:
+    """Return a language model and the adapter in force as a file may hold them."""
+    able = model.lm.capabilities
     return ModelRecord(
-        name=job.model.lm.name,
+        name=model.lm.name,
         # Listed are the parameters that may be written, not the secrets that may not.
-        decoding={name: value for name, value in sorted(job.model.decoding.items()) if name in DECODING},
+        decoding={name: value for name, value in sorted(model.decoding.items()) if name in DECODING},
         capabilities=CapabilitiesRecord(
             response_format=able.response_format,
             response_schema=able.response_schema,
             function_calling=able.function_calling,
             reasoning=able.reasoning,
         ),
-        adapter="ChatAdapter" if job.target.adapter is None else type(job.target.adapter).__name__,
+        adapter="ChatAdapter" if adapter is None else type(adapter).__name__,
     )
 
 
@@ -204,7 +214,7 @@ def _provenance(state: State, run: Run) -> ProvenanceRecord:
     spent = meter.logical
     outcomes = state.certificate.compiled if state.certificate is not None else ()
     return ProvenanceRecord(
-        versions={name: _version(name) for name in ("vitrify", "dspy", "pydantic", "json-repair", "optuna")},
+        versions=versions(),
         seed=job.seed,
         strategy=job.strategy.name,
         metric=job.metric.name,
@@ -225,34 +235,47 @@ def _provenance(state: State, run: Run) -> ProvenanceRecord:
 
 
 def _canaries(state: State, shipped: Candidate) -> list[Canary]:
-    """Return inputs of accepted training traces with the hash of the messages they render to."""
-    job, canaries = state.job, []
-    for spec in job.target.spec.predictors:
-        if spec.signature is None or spec.reason is not None:
-            continue
-        plan, _ = plans_of(spec, shipped, job.target.program)
-        if plan is None:
-            continue
-        names = [field.name for field in spec.signature.inputs]
-        seen = [demo for item in state.accepted for demo in item.demos.get(spec.path, ())]
-        for demo in seen[:CANARIES]:
-            try:
-                inputs = {name: exact(demo[name]) for name in names if name in demo}
-                # Rendered from what the file will hold, since that is what `load` renders.
-                messages = plan.render({name: from_exact(_read_back(value)) for name, value in inputs.items()})
-                canaries.append(Canary(path=spec.path, inputs=inputs, sha256=digest(messages)))
-            except (NotCanonical, NeedsAdapter, TypeError, ValueError):
-                continue  # a value that a file can't hold guards nothing
-    return canaries
+    """Return inputs of accepted training traces with the messages that they render to."""
+    target = state.job.target
+    seen = {
+        spec.path: [demo for item in state.accepted for demo in item.demos.get(spec.path, ())]
+        for spec in target.spec.predictors
+    }
+    return canaries_of(target.spec, target.program, shipped, target.adapter, seen)
 
 
-def _read_back(value: JsonValue) -> JsonValue:
-    return from_json_text(canonical_json(value))
+def canaries_of(
+    lowered: ProgramSpec,
+    program: Any,
+    shipped: Candidate,
+    adapter: Any,
+    seen: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[Canary]:
+    """Return the first inputs in `seen`, values by predictor and field, with the messages that they render to."""
+    import dspy
+
+    bound = {item.path: item.predictor for item in walk(bind(program, lowered, shipped))}
+    canaries: list[Canary | None] = []
+    for spec in lowered.predictors:
+        names = [] if spec.signature is None else [field.name for field in spec.signature.inputs]
+        given = [{name: demo[name] for name in names if name in demo} for demo in seen.get(spec.path, ())[:CANARIES]]
+        plan = plans_of(spec, shipped, program)[0] if spec.signature and spec.reason is None else None
+        if plan is not None:
+            canaries += [planned_canary(spec.path, plan, inputs) for inputs in given]
+        else:
+            mine = adapter or dspy.ChatAdapter()
+            canaries += [dspy_canary(spec.path, bound[spec.path], mine, inputs) for inputs in (given or [{}])]
+    return [canary for canary in canaries if canary is not None]
 
 
 def _dict(value: Any) -> dict[str, Any]:
     assert isinstance(value, dict)
     return value
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides about a prompt or a choice."""
+    return {name: _version(name) for name in ("vitrify", "dspy", "pydantic", "json-repair", "optuna")}
 
 
 def _version(name: str) -> str:

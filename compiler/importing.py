@@ -16,7 +16,7 @@ from typing import Literal
 
 from ..signatures.errors import MetricError, ProgramError, RequestError, nearest
 
-Kind = Literal["program", "metric", "strategy"]
+Kind = Literal["program", "metric", "strategy", "redaction"]
 
 
 def load_object(spec: str, *, kind: Kind = "program", base_dir: str | os.PathLike[str] | None = None) -> object:

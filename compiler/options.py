@@ -34,6 +34,10 @@ class Options:
         test: Your own sealed test set, in any form that `data` takes.
         select: Your own select set.
         group: A column; rows with the same value stay in one set.
+        no_demos_from: `column=value`, any number: training rows with that value are shown nowhere, neither as
+            demonstration or canary nor to who writes instructions; they still count in the select and test sets.
+        redact: A function, or its name (`file.py:function`), from a training row to the row as it may be shown, with
+            the same columns, or to None where nothing of it may.
         accept: The lowest metric value of a trace that becomes a demonstration.
         instructions: Instructions to propose for each predictor.
         demo_sets: Demonstration sets to make for each predictor.
@@ -65,6 +69,8 @@ class Options:
     test: Any = None
     select: Any = None
     group: str | None = None
+    no_demos_from: Sequence[str] = ()
+    redact: Any = None
     accept: float | None = None
     instructions: int = 6
     demo_sets: int = 6

@@ -10,7 +10,7 @@ from ..programs.lm import Usage
 from ..programs.models import Model
 from ..signatures.canonical import canonical_json
 from .budget import Budget
-from .data import Dataset
+from .data import Dataset, Example
 from .evaluate import Target
 from .evidence import Evidence
 from .metric import MetricSpec
@@ -159,10 +159,15 @@ class Certificate:
 
 @dataclass(frozen=True)
 class State:
-    """What the passes have found so far; each pass returns a new one."""
+    """What the passes have found so far; each pass returns a new one.
+
+    Attributes:
+        shown: The training rows as they may be shown: all of them, but for `no_demos_from` and `redact`.
+    """
 
     job: Job
     splits: Splits
+    shown: tuple[Example, ...] = ()
     preflight: Preflight | None = None
     supply: "Supply | None" = None
     accepted: tuple[Accepted, ...] = ()

@@ -137,7 +137,7 @@ def _view(state: State, runner: Side, accepted: Sequence[Accepted]) -> View:
         spec=job.target.spec,
         code=job.code,
         start=job.start,
-        train=state.splits.train,
+        train=state.shown,
         metric=job.metric.name,
         runner=runner,
         seed=job.seed,

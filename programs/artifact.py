@@ -1,27 +1,29 @@
 """Artifact: the file that ships, a closed schema with canonical bytes and a digest over its content."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
-from ..signatures.canonical import NotCanonical, canonical_json, digest
+from ..signatures.canonical import NotCanonical, canonical_json, canonical_members, digest, json_text
 from ..signatures.errors import ArtifactError
 from ..signatures.prompt import Format
 from .candidate import DECODING, Candidate, PredictorParams
 from .exact import from_exact
 from .files import check_writable as check_writable
 from .files import read_bounded, write_atomically
-from .records import Mismatch, Pattern, Record, Tag
+from .records import Grammar, Mismatch, Pattern, Record, Rule, Tag
+from .rules import check_rules
+from .untrusted import MOST_BYTES as MOST_BYTES
+from .untrusted import MOST_DEPTH as MOST_DEPTH
+from .untrusted import one_line, untrusted_json
 
 FORMAT = "vitrify/1"
-MOST_BYTES = 64 * 1024 * 1024
-"""Of a file; a larger one isn't read, so that a hostile file can't fill the memory."""
-MOST_DEPTH = 150
-"""Of nested brackets; the parsers would otherwise run out of stack."""
-
 Sha256 = Annotated[str, Pattern("[0-9a-f]{64}")]
+Name = Annotated[str, Pattern(r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]{0,1000}")]
+"""What is printed where the file is talked about: no control characters, which a terminal would obey."""
 
 
 def _sampling_only(decoding: dict[str, Any]) -> dict[str, Any]:
@@ -31,14 +33,32 @@ def _sampling_only(decoding: dict[str, Any]) -> dict[str, Any]:
     return decoding
 
 
-Decoding = Annotated[dict[str, Any], _sampling_only]
+def _no_address(name: str) -> str:
+    if "://" in name:
+        raise ValueError("a model's name holds no address")
+    return name
+
+
+Decoding = Annotated[dict[str, Any], Rule(_sampling_only, json_text({"propertyNames": {"enum": sorted(DECODING)}}))]
 """Sampling parameters by name. Any other name is refused: `api_base` in a file could send a key to a stranger."""
+
+
+def _written_exactly(value: Any) -> Any:
+    try:
+        from_exact(value)
+    except ArtifactError as error:
+        raise ValueError(one_line(error)) from error
+    return value
+
+
+Exact = Annotated[Any, Rule(_written_exactly, '{"$ref": "#/$defs/exact"}')]
+"""A JSON value as `exact` writes it."""
 
 
 class InputRecord(Record):
     """One input of the program."""
 
-    name: str
+    name: Name
     required: bool
 
 
@@ -46,8 +66,8 @@ class ClassProgram(Record):
     """A program whose code stays with its owner: `load` needs `program=`, or leave to import it."""
 
     kind: Literal["class"] = "class"
-    import_path: str | None
-    """`module:Class`, as it can be imported again."""
+    import_path: Name | None
+    """`module:Class`, as it can be imported again; imported only where the caller names the module."""
     source_sha256: Sha256 | None
     """Of the class's source text; a changed source is reported on load."""
     reason: str
@@ -58,28 +78,28 @@ class SealedProgram(Record):
     """A program whose data flow is in the file: it runs without DSPy and without its source."""
 
     kind: Literal["sealed"] = "sealed"
-    flow: dict[str, Any]
+    flow: Annotated[dict[str, Any], Grammar("flow")]
     """The data flow of `forward`, see dataflow.py."""
-    import_path: str | None
+    import_path: Name | None
     source_sha256: Sha256 | None
 
 
 class PredictorRecord(Record):
     """One predictor: what the user wrote, and what the compile chose."""
 
-    path: str
-    aliases: list[str]
-    signature: dict[str, Any] | None
+    path: Name
+    aliases: list[Name]
+    signature: Annotated[dict[str, Any] | None, Grammar("signature")]
     """The lowered signature of level 0; null where DSPy itself runs the predictor."""
     reason: str | None
     """Why DSPy itself runs it."""
     instruction: str
-    demos: list[dict[str, Any]]
+    demos: list[dict[str, Exact]]
     format: Format
     decoding: Decoding
-    plan: dict[str, Any] | None
+    plan: Annotated[dict[str, Any] | None, Grammar("plan")]
     """The rendered prompt with holes for the inputs."""
-    second_plan: dict[str, Any] | None
+    second_plan: Annotated[dict[str, Any] | None, Grammar("plan")]
     """The prompt of the one further request after a reply that can't be parsed."""
     methods: dict[str, str]
     """Where the instruction and the demonstrations come from, in words."""
@@ -99,10 +119,10 @@ class CapabilitiesRecord(Record):
 class ModelRecord(Record):
     """The language model that the program was compiled for; never an endpoint, never a key."""
 
-    name: str
+    name: Annotated[Name, Rule(_no_address, '{"not": {"pattern": "://"}}')]
     decoding: Decoding
     capabilities: CapabilitiesRecord
-    adapter: str
+    adapter: Name
     """The class of the adapter that was in force; what DSPy itself runs needs it again."""
 
 
@@ -125,6 +145,8 @@ class EvidenceRecord(Record):
 
     def __str__(self) -> str:
         where = f"on {self.n} {self._rows()}"
+        if self.method.startswith("none: imported"):
+            return "uncertified: imported, nothing was measured"
         if not self.n:
             return "uncertified: the run was stopped before anything was known"
         if self.method.startswith("none"):
@@ -201,19 +223,29 @@ class ProvenanceRecord(Record):
     reparsed: int
 
 
+class MessageRecord(Record):
+    """One message as it is sent."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
 class Canary(Record):
     """An input and the sha256 of the messages that it must render to."""
 
-    path: str
-    inputs: dict[str, Any]
+    path: Name
+    inputs: dict[str, Exact]
+    messages: list[MessageRecord]
+    """Those that the predictor's plan doesn't hold: the last one, or all where DSPy renders. For a readable diff."""
     sha256: Sha256
+    """Of all the messages, canonical."""
 
 
 class Content(Record):
     """Everything that the digest covers."""
 
     format: Literal["vitrify/1"]
-    name: str
+    name: Name
     program: Annotated[ClassProgram | SealedProgram, Tag("kind")]
     inputs: list[InputRecord]
     predictors: list[PredictorRecord]
@@ -293,7 +325,7 @@ def read_artifact(path: str | Path) -> Artifact:
 
 def parse_artifact(data: bytes, name: str) -> Artifact:
     """Return the artifact in `data`; `name` says in errors which file it was."""
-    value = _read_json(data, name)
+    value = untrusted_json(data, name)
     if not isinstance(value, dict) or "format" not in value:
         raise ArtifactError(
             f"{name} is no vitrify artifact: `the first level is an object with a format`; name the file that "
@@ -306,77 +338,30 @@ def parse_artifact(data: bytes, name: str) -> Artifact:
         )
     claimed = value.get("sha256")
     try:
-        actual = digest({key: item for key, item in value.items() if key != "sha256"})
-        # What is read is what the digest covers: `1.0` in the file is the canonical `1`.
-        text = canonical_json(value)
+        members = canonical_members(value)
     except NotCanonical as error:
-        raise ArtifactError(f"{name} holds a value that no artifact holds ({_line(error)}); compile again.") from error
+        raise ArtifactError(
+            f"{name} holds a value that no artifact holds ({one_line(error)}); compile again."
+        ) from error
+    covered = ",".join(text for key, text in members.items() if key != "sha256")
+    actual = hashlib.sha256(f"{{{covered}}}".encode()).hexdigest()
     if claimed != actual:
         raise ArtifactError(
             f"{name} was changed after it was written: `sha256` says {str(claimed)[:12]!r}, the content has "
             f"{actual[:12]!r}; take the original file, or compile again."
         )
+    # What is read is what the digest covers: `1.0` in the file is the canonical `1`.
+    read = json.loads(f"{{{','.join(members.values())}}}")
     try:
-        return Artifact.from_json(json.loads(text))
+        artifact = Artifact.from_json(read)
+        check_rules(read)
+        return artifact
     except Mismatch as error:
         where = ".".join(str(part) for part in error.where)
         raise ArtifactError(
-            f"{name}: `{_line(where)}` is wrong ({_line(error)}); it was written by another version or by hand: "
+            f"{name}: `{one_line(where)}` is wrong ({one_line(error)}); it was written by another version or by hand: "
             "compile again."
         ) from error
-
-
-def _line(said: object) -> str:
-    """Return what is said on one line: keys of the file may hold anything."""
-    return " ".join(str(said).split())[:160]
-
-
-def _read_json(data: bytes, name: str) -> Any:
-    if not data:
-        raise ArtifactError(f"{name} is empty; take the original file, or compile again.")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise ArtifactError(
-            f"{name} isn't UTF-8 (byte {error.start}); it is damaged: take the original file."
-        ) from error
-    try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        depth = _depth(value)
-    except RecursionError:
-        depth = MOST_DEPTH + 1
-    except ValueError as error:
-        raise ArtifactError(
-            f"{name} is no valid JSON ({_line(error)}); it is cut off or damaged: take the original file."
-        ) from error
-    if depth > MOST_DEPTH:
-        raise ArtifactError(
-            f"{name} nests too deep: `an artifact nests at most {MOST_DEPTH} levels`; take the original file."
-        )
-    return value
-
-
-def _depth(value: Any) -> int:
-    if isinstance(value, dict):
-        return 1 + max(map(_depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(_depth, value), default=0)
-    return 0
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"the key {key!r:.60} stands twice in one object")
-            seen.add(key)
-    return table
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
 
 
 def inputs_of(artifact: Artifact) -> Mapping[str, bool]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from ..signatures.errors import ArtifactError
 from ..signatures.grammar import ModelType, Scalar, TypeSpec
 from .flow import Expr, Flow, Parameter
 from .kinds import (
@@ -63,6 +64,10 @@ def seal_program(program: Any, spec: ProgramSpec) -> Flow | Unsealed:
         return Unsealed(str(refusal))
     if _depth(flow.to_json()) > MOST_DEPTH:
         return Unsealed("its modules and expressions nest too deep for a file")
+    try:
+        flow.check_size()
+    except ArtifactError:
+        return Unsealed("its steps repeat their values too often for a file")
     return flow
 
 

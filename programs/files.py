@@ -15,16 +15,21 @@ def read_bounded(path: Path, most: int) -> bytes:
         ArtifactError: If there is no such file, it can't be read, is a directory or a device, or is larger.
     """
     try:
-        with path.open("rb") as stream:
-            status = os.fstat(stream.fileno())
+        # Without waiting: a pipe that nobody writes to would otherwise hang here for ever.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            status = os.fstat(handle)
+            if stat.S_ISDIR(status.st_mode):
+                raise ArtifactError(f"{path} is a directory; name the file that `compile -o` wrote.")
             # A device or a pipe has no size and may have no end.
             if not stat.S_ISREG(status.st_mode):
                 raise ArtifactError(f"{path} is a device or a pipe: `an artifact is a file`; name the file itself.")
             if status.st_size > most:
                 raise ArtifactError(f"{path} has {status.st_size} bytes: `an artifact has at most {most}`.")
-            return stream.read(most)
-    except IsADirectoryError as error:
-        raise ArtifactError(f"{path} is a directory; name the file that `compile -o` wrote.") from error
+            with open(handle, "rb", closefd=False) as stream:
+                return stream.read(most) or b""
+        finally:
+            os.close(handle)
     except (OSError, ValueError) as error:
         raise ArtifactError(
             f"{path} can't be read ({_reason(error)}); name the file that `compile -o` wrote."

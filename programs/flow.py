@@ -9,6 +9,7 @@ from ..signatures.canonical import JsonValue
 from ..signatures.errors import ArtifactError, RequestError, WorkError
 from .exact import exact, from_exact
 from .prediction import is_model
+from .size import MOST_SIZE, TooLarge, size_of
 
 Expr = Mapping[str, Any]
 """One expression, an object with one key:
@@ -81,6 +82,16 @@ class Flow:
         if not _gives_fields(last, fields):
             raise ArtifactError(f"{where}: `a flow returns a prediction`, but this one returns something else.")
         return cls(tuple(read), tuple(lines), last)
+
+    def check_size(self) -> None:
+        """Raise ArtifactError if a call could write values down so often that it took hours, or all memory."""
+        try:
+            size_of(self)
+        except TooLarge as error:
+            raise ArtifactError(
+                f"program.flow: `a flow builds at most {MOST_SIZE} parts`, this one more; it was written by hand: "
+                "compile again."
+            ) from error
 
     def execute(self, inputs: Mapping[str, Any]) -> Calls:
         """Run the flow; drive the generator by answering each predictor call."""

@@ -15,12 +15,19 @@ class Prediction:
     """
 
     def __init__(
-        self, values: Mapping[str, Any], *, usage: Usage | None = None, calls: int = 0, model: str = ""
+        self,
+        values: Mapping[str, Any],
+        *,
+        usage: Usage | None = None,
+        calls: int = 0,
+        model: str = "",
+        seconds: float = 0.0,
     ) -> None:
         self._values = dict(values)
         self._usage = usage or Usage()
         self._calls = calls
         self._model = model
+        self._seconds = seconds
 
     def __getattr__(self, name: str) -> Any:
         values = {} if name == "_values" else self._values  # while it is copied or unpickled there are none yet
@@ -100,6 +107,16 @@ class Prediction:
     def calls(self) -> Any:
         """How many requests this call made, a second one after an unreadable reply included; or the field `calls`."""
         return self._values.get("calls", self._calls)
+
+    @property
+    def seconds(self) -> Any:
+        """How long this call took; or the field `seconds`."""
+        return self._values.get("seconds", self._seconds)
+
+
+def requests_of(prediction: Prediction) -> int:
+    """Return how many requests a call made; no attribute, since a field may have any name."""
+    return prediction._calls
 
 
 def is_model(value: Any) -> bool:

@@ -17,6 +17,7 @@ from ..signatures.signature import SignatureSpec
 from ..signatures.types import Unsupported
 from .candidate import DECODING as DECODING
 from .candidate import Candidate, PredictorParams, demo_of
+from .rules import signatures_problem
 
 if TYPE_CHECKING:
     import dspy
@@ -173,13 +174,24 @@ def lower_program(program: "dspy.Module", *, adapter: Any = None) -> ProgramSpec
             "(also nested, in lists or dicts); make them in __init__, not in forward()."
         )
     level, reason = adapter_level(adapter)
+    predictors = tuple(_lower_predictor(item, level, reason) for item in located)
+    problem = signatures_problem([_as_json(item.signature) for item in predictors if item.signature is not None])
+    if problem:
+        # Said now, and not by a loader that refuses what a compile was paid for.
+        raise ProgramError(f"{type(program).__name__} can't be written to a file: `{problem}`; use simpler types.")
     return ProgramSpec(
         name=type(program).__name__,
         import_path=_import_path(type(program)),
         source_sha256=source_sha256(type(program)),
         inputs=_inputs(program),
-        predictors=tuple(_lower_predictor(item, level, reason) for item in located),
+        predictors=predictors,
     )
+
+
+def _as_json(signature: SignatureSpec) -> dict[str, JsonValue]:
+    data = signature.to_json()
+    assert isinstance(data, dict)
+    return data
 
 
 def adapter_level(adapter: Any) -> tuple[Format, str | None]:

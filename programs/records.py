@@ -3,8 +3,8 @@
 Pydantic would do this too, and takes longer to import than a frozen program takes to load. What is refused, and in
 which words, is what pydantic's strict models with `extra="forbid"` say of the same annotations; a test compares the
 two. The grammar of annotations is small: `Any`, `str`, `bool`, `int`, `float`, `Literal`, `X | None`, `list`, `dict`
-with text as keys, `tuple` of fixed length, records, `Annotated` with a `Pattern` or a function that raises ValueError,
-and unions of records that a `Tag` tells apart.
+with text as keys, `tuple` of fixed length, records, `Annotated` with a `Pattern` or a `Rule`, and unions of records
+that a `Tag` tells apart. `schema.py` writes the same annotations as JSON Schema.
 """
 
 import re
@@ -21,6 +21,28 @@ class Pattern(NamedTuple):
     """The regular expression that a text matches as a whole."""
 
     regex: str
+
+
+class Rule(NamedTuple):
+    """A check beyond the type: raises ValueError, or returns the value.
+
+    Attributes:
+        check: The check.
+        schema: The same in JSON Schema, as text, for readers in other languages.
+    """
+
+    check: Callable[[Any], Any]
+    schema: str
+
+    def __call__(self, value: Any) -> Any:
+        """Return the value, or raise ValueError."""
+        return self.check(value)
+
+
+class Grammar(NamedTuple):
+    """The grammar of data that another reader checks: `signature`, `plan` or `flow`. For `schema.py` alone."""
+
+    name: str
 
 
 class Tag(NamedTuple):
@@ -168,7 +190,7 @@ def _tuple(kinds: tuple[Any, ...], value: list[Any], where: Place) -> Any:
     return found
 
 
-def _annotated(kind: Any, rules: tuple[Pattern | Tag | Callable[[Any], Any], ...], value: Any, where: Place) -> Any:
+def _annotated(kind: Any, rules: tuple[Pattern | Rule | Grammar | Tag, ...], value: Any, where: Place) -> Any:
     for rule in rules:
         if isinstance(rule, Tag):
             return _tagged(rule.field, get_args(kind), value, where)
@@ -177,7 +199,7 @@ def _annotated(kind: Any, rules: tuple[Pattern | Tag | Callable[[Any], Any], ...
         if isinstance(rule, Pattern):
             if re.fullmatch(rule.regex, value) is None:
                 raise Mismatch(where, f"String should match pattern '^{rule.regex}$'")
-        elif not isinstance(rule, Tag):
+        elif isinstance(rule, Rule):
             try:
                 value = rule(value)
             except ValueError as error:

@@ -2,16 +2,16 @@
 
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-from ..signatures.canonical import digest
 from ..signatures.errors import ArtifactError, RequestError, VitrifyError
-from ..signatures.prompt import Capabilities, NeedsAdapter, PromptPlan
+from ..signatures.prompt import Capabilities
 from .artifact import Artifact, ClassProgram, SealedProgram, inputs_of, read_artifact
-from .exact import from_exact
+from .canaries import check_canaries
 from .flow import Flow, calls_of
 from .frozen import FrozenPredictor, Unreadable, check_types
-from .lm import Reply, Request, Usage
+from .lm import Reply, Request, Retry, Usage
 from .loaded import Loaded
 from .models import Model, resolve_lm
 from .prediction import Prediction
@@ -30,6 +30,7 @@ class SealedRun(Loaded):
         recorded = Capabilities(**artifact.model.capabilities.to_json())
         capabilities = recorded if model.lm.name == artifact.model.name else model.lm.capabilities
         self._flow = Flow.from_json(artifact.program.flow)
+        self._flow.check_size()
         self._predictors = {
             record.path: FrozenPredictor(record, decoding=model.decoding, capabilities=capabilities, types=types)
             for record in artifact.predictors
@@ -64,7 +65,7 @@ class SealedRun(Loaded):
         return await _adrive(self._run(inputs), self.model.lm.acomplete)
 
     def _run(self, inputs: Mapping[str, Any]) -> Running:
-        model = self.model.lm.name
+        model, began = self.model.lm.name, perf_counter()
         usage, calls = Usage(), 0
         steps = self._flow.execute(inputs)
         outputs: Any = None
@@ -72,7 +73,8 @@ class SealedRun(Loaded):
             try:
                 path, asked = steps.send(outputs)
             except StopIteration as stop:
-                return Prediction(stop.value, usage=usage, calls=calls, model=model)
+                seconds = perf_counter() - began
+                return Prediction(stop.value, usage=usage, calls=calls, model=model, seconds=seconds)
             asking = self._predictors[path].ask(asked, model)
             reply: Any = None
             while True:
@@ -114,6 +116,9 @@ def load(
     lm: Any = None,
     api_base: str | None = None,
     api_key: str | None = None,
+    timeout: float | None = None,
+    retries: int | None = None,
+    hook: Any = None,
 ) -> Any:
     """Return the program in an artifact, ready to be called.
 
@@ -125,16 +130,44 @@ def load(
         lm: The language model; by default the one the program was compiled for.
         api_base: The server's address; it is never in the file.
         api_key: The key; by default the provider's environment variable.
+        timeout: Seconds that one attempt of our own client may take, from connecting to the last byte; by default 180.
+        retries: How often our own client repeats a call that failed and may succeed later; by default 4 times.
+        hook: Called with every `LMCall` to the model once it is over; or `"opentelemetry"`, which records spans.
 
     Raises:
         ArtifactError: If the file is damaged, edited, of another format or of another program.
         ProgramError: If the program isn't sealed and neither `program` nor `allow_import` is given.
     """
     artifact = read_artifact(path)
-    model = resolve_lm(artifact.model.name if lm is None else lm, api_base=api_base, api_key=api_key)
+    name = artifact.model.name if lm is None else lm
+    model = resolve_lm(name, api_base=api_base, api_key=api_key, **patience(name, api_base, timeout, retries))
     if lm is None or model.lm.name == artifact.model.name:
         model = Model(model.lm, {**artifact.model.decoding, **model.decoding})
+    if hook is not None:
+        from .hooks import Hooked, resolve_hook
+
+        told = Hooked(model.lm, resolve_hook(hook), program=artifact.name, sha256=artifact.sha256)
+        model = Model(told, model.decoding)
     return run_artifact(artifact, model, program=program, allow_import=allow_import, types=types, name=str(path))
+
+
+def patience(lm: Any, api_base: str | None, timeout: float | None, retries: int | None) -> dict[str, Any]:
+    """Return what `resolve_lm` is told of time-outs and retries; they are our own client's alone."""
+    if timeout is None and retries is None:
+        return {}
+    ours = isinstance(lm, str) and (api_base is not None or lm.strip().startswith("openai/"))
+    if not ours:
+        shown = lm if isinstance(lm, str) else type(lm).__name__
+        raise RequestError(
+            f"`timeout and retries are for a server that speaks OpenAI's protocol`, got {shown:.60}: set them on a "
+            "dspy.LM of your own and pass that as lm=."
+        )
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        raise RequestError(f"`timeout is above 0 seconds`, got {timeout!r:.40}.")
+    if retries is not None and (not isinstance(retries, int) or retries < 0):
+        raise RequestError(f"`retries is a number from 0`, got {retries!r:.40}.")
+    told: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    return told if retries is None else {**told, "retry": Retry(attempts=retries + 1)}
 
 
 def run_artifact(
@@ -172,29 +205,6 @@ def _sealed(artifact: Artifact, model: Model, types: dict[str, Any], name: str) 
             f"{name} holds a type that can't be built ({type(error).__name__}: {str(error)[:200]}); it was written by "
             "hand: compile again."
         ) from error
-
-
-def check_canaries(artifact: Artifact, name: str) -> None:
-    """Raise ArtifactError unless every canary renders to the messages that were recorded."""
-    plans = {r.path: PromptPlan.from_json(r.plan) for r in artifact.predictors if r.plan is not None}
-    for canary in artifact.canaries:
-        plan = plans.get(canary.path)
-        if plan is None:
-            raise ArtifactError(
-                f"{name}: a canary names {canary.path!r:.60}, which has no plan; it was written by hand: compile again."
-            )
-        try:
-            messages: Any = plan.render({key: from_exact(value) for key, value in canary.inputs.items()})
-        except (NeedsAdapter, TypeError, ValueError, RecursionError) as error:
-            raise ArtifactError(
-                f"{name}: a canary of {canary.path!r:.60} can't be written ({str(error)[:120]}); compile again."
-            ) from error
-        if digest(messages) != canary.sha256:
-            raise ArtifactError(
-                f"{name}: {canary.path} renders other messages than when it was compiled: `what is measured is "
-                "what ships`; a library that formats values (pydantic) has changed: install the recorded version "
-                f"({artifact.provenance.versions.get('pydantic', 'unknown')}), or compile again."
-            )
 
 
 __all__ = ["Loaded", "SealedRun", "Unreadable", "check_canaries", "load", "run_artifact"]

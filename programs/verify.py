@@ -1,6 +1,7 @@
 """bind_artifact(): an artifact's parameters on the user's own program, refused where the two don't match."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from ..signatures.errors import ArtifactError, ProgramError
@@ -8,7 +9,9 @@ from ..signatures.prompt import PromptPlan
 from ..signatures.signature import SignatureSpec
 from .artifact import Artifact
 from .bind import bind
+from .canaries import check_dspy_canaries, difference
 from .program import ProgramSpec, lower_program, walk
+from .untrusted import printable
 
 logger = logging.getLogger("vitrify")
 
@@ -36,7 +39,11 @@ def bind_artifact(artifact: Artifact, program: Any, name: str) -> Any:
     if recorded is not None and spec.source_sha256 is not None and recorded != spec.source_sha256:
         logger.warning("%s: the source of %s has changed since it was compiled.", name, artifact.name)
     bound = bind(program, spec, artifact.candidate)
-    _check_plans(artifact, bound, name)
+    predictors = {item.path: item.predictor for item in walk(bound)}
+    _check_plans(artifact, predictors, name)
+    import dspy
+
+    check_dspy_canaries(artifact, predictors, compiled_adapter(artifact) or dspy.ChatAdapter(), name)
     return bound
 
 
@@ -80,21 +87,32 @@ def mismatches(artifact: Artifact, spec: ProgramSpec) -> list[str]:
     return lines
 
 
-def _check_plans(artifact: Artifact, bound: Any, name: str) -> None:
-    """Raise ArtifactError unless every bound predictor renders the prompt that was recorded."""
+def _check_plans(artifact: Artifact, predictors: Mapping[str, Any], name: str) -> None:
+    """Raise ArtifactError, with a diff, unless every bound predictor renders the prompt that was recorded."""
     from .planned import Planned
 
-    predictors = {item.path: item.predictor for item in walk(bound)}
     for record in artifact.predictors:
         if record.plan is None:
             continue
         predictor = predictors[record.path]
         plan = predictor.plans.main if isinstance(predictor, Planned) else None
-        if plan != PromptPlan.from_json(record.plan):
+        recorded = PromptPlan.from_json(record.plan)
+        if plan != recorded:
+            versions = artifact.provenance.versions
             raise ArtifactError(
                 f"{name}: {record.path} renders another prompt than when it was compiled: `what is measured is what "
                 "ships`; the program's signature or demonstrations, or a library (pydantic "
-                f"{artifact.provenance.versions.get('pydantic', 'unknown')}, dspy "
-                f"{artifact.provenance.versions.get('dspy', 'unknown')}), have changed: use what was recorded, or "
-                "compile again."
+                f"{printable(versions.get('pydantic', 'unknown')[:40])}, dspy "
+                f"{printable(versions.get('dspy', 'unknown')[:40])}), have changed: use what was recorded, or compile "
+                f"again.\n{difference(_shown(recorded), [] if plan is None else _shown(plan))}"
             )
+
+
+def _shown(plan: PromptPlan) -> list[dict[str, str]]:
+    """Return everything that a plan says, as messages: its holes and its reply's schema too."""
+    messages = [{"role": role, "content": content} for role, content in plan.messages]
+    holes = "\n".join(
+        f"{{{hole.name}}}{'' if hole.default is None else ' by default ' + hole.default}" for hole in plan.holes
+    )
+    schema = "" if plan.response_schema is None else f"\n{plan.response_schema}"
+    return [*messages, {"role": "user", "content": f"{holes}\n{plan.requirements}{schema}"}]

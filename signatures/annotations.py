@@ -14,7 +14,13 @@ from pydantic_core import PydanticUndefined
 
 from .canonical import json_text, same_json
 from .grammar import (
+    BOUNDS,
+    CONFIG,
     FACTORIES,
+    FIELD_OPTIONS,
+    MOST_NODES,
+    OPTIONS,
+    STRING_BOUNDS,
     AnnotatedType,
     Default,
     DictType,
@@ -39,23 +45,6 @@ _SCALARS: Mapping[Any, str] = {
 }  # fmt: skip
 _BARE = {typing.List: "list", typing.Dict: "dict", typing.Tuple: "tuple"}  # noqa: UP006 - the old spellings are the keys
 _LARGEST_INT = 2**53
-_MOST_NODES = 2000
-
-# Settings of a model that are plain data and say how it validates or serializes. Others run code, or change the schema.
-_CONFIG = frozenset({
-    "allow_inf_nan", "arbitrary_types_allowed", "coerce_numbers_to_str", "extra", "from_attributes", "frozen",
-    "hide_input_in_errors", "loc_by_alias", "populate_by_name", "revalidate_instances", "serialize_by_alias",
-    "str_max_length", "str_min_length", "str_strip_whitespace", "str_to_lower", "str_to_upper", "strict", "title",
-    "use_attribute_docstrings", "use_enum_values", "validate_assignment", "validate_by_alias", "validate_by_name",
-    "validate_default", "validate_return", "ser_json_inf_nan", "ser_json_timedelta", "ser_json_bytes",
-    "val_json_bytes", "regex_engine",
-})  # fmt: skip
-_FIELD_OPTIONS = (
-    "alias", "validation_alias", "serialization_alias", "title", "description", "examples", "exclude", "discriminator",
-    "deprecated", "json_schema_extra", "frozen", "validate_default",
-)  # fmt: skip
-_BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length")
-_STRING_BOUNDS = ("strip_whitespace", "to_upper", "to_lower", "strict", "min_length", "max_length", "pattern")
 
 
 class Refused(Exception):
@@ -72,8 +61,8 @@ class Lowering:
     def lower(self, annotation: Any) -> TypeSpec:
         """Return the annotation's type, or raise `Refused`."""
         self._nodes += 1
-        if self._nodes > _MOST_NODES:
-            raise Refused(f"the type has more than {_MOST_NODES} parts")
+        if self._nodes > MOST_NODES:
+            raise Refused(f"the type has more than {MOST_NODES} parts")
         if annotation is None:
             return Scalar("none")
         if isinstance(annotation, type) or annotation is Any:
@@ -128,9 +117,7 @@ class Lowering:
                 raise Refused(f"two models around each other are called `{kind.__name__}`")
             return RefType(kind.__name__)
         _check_declares_only(kind)
-        config = _options(
-            {name: value for name, value in kind.model_config.items() if value is not None}, _CONFIG, kind
-        )
+        config = _options({name: value for name, value in kind.model_config.items() if value is not None}, CONFIG, kind)
         self._inside.append(kind)
         fields = tuple(self._field(kind, name, info) for name, info in kind.model_fields.items())
         self._inside.pop()
@@ -138,7 +125,7 @@ class Lowering:
 
     def _field(self, kind: type, name: str, info: FieldInfo) -> ModelField:
         where = f"`{kind.__name__}.{name}`"
-        options = {key: getattr(info, key, None) for key in _FIELD_OPTIONS}
+        options = {key: getattr(info, key, None) for key in FIELD_OPTIONS}
         for key in ("field_title_generator", "exclude_if"):
             if getattr(info, key, None) is not None:
                 raise Refused(f"{where} has `{key}`, which is code")
@@ -148,7 +135,7 @@ class Lowering:
         if metas:
             spec = AnnotatedType(spec, metas)
         given = {key: value for key, value in options.items() if value is not None}
-        return ModelField(name, spec, default_of(info, info.annotation, where), _options(given, None, where))
+        return ModelField(name, spec, default_of(info, info.annotation, where), _options(given, OPTIONS, where))
 
 
 def default_of(info: FieldInfo, annotation: Any, where: str) -> Default | None:
@@ -214,40 +201,40 @@ def _meta(item: Any) -> Meta:
     if isinstance(item, FieldInfo):
         return _field_meta(item)
     if isinstance(item, pydantic.StringConstraints):
-        given = {name: getattr(item, name, None) for name in _STRING_BOUNDS}
-        return Meta("string", _options({k: v for k, v in given.items() if v is not None}, None, repr(item)))
+        given = {name: getattr(item, name, None) for name in STRING_BOUNDS}
+        return Meta("string", _options({k: v for k, v in given.items() if v is not None}, OPTIONS, repr(item)))
     if isinstance(item, pydantic.Strict):
-        return Meta("strict", _options({"strict": item.strict}, None, repr(item)))
+        return Meta("strict", _options({"strict": item.strict}, OPTIONS, repr(item)))
     if isinstance(item, pydantic.AllowInfNan):
-        return Meta("allow_inf_nan", _options({"allow_inf_nan": item.allow_inf_nan}, None, repr(item)))
+        return Meta("allow_inf_nan", _options({"allow_inf_nan": item.allow_inf_nan}, OPTIONS, repr(item)))
     if item is None:
         return Meta("none", ())
-    bounds = {name: getattr(item, name) for name in _BOUNDS if getattr(item, name, None) is not None}
+    bounds = {name: getattr(item, name) for name in BOUNDS if getattr(item, name, None) is not None}
     if kind.__module__ == "annotated_types" and kind.__name__ == "Interval":
-        return Meta("interval", _options(bounds, None, repr(item)))
+        return Meta("interval", _options(bounds, OPTIONS, repr(item)))
     if kind.__module__ == "annotated_types" and bounds:
-        return Meta("raw", _options(bounds, None, repr(item)))
+        return Meta("raw", _options(bounds, OPTIONS, repr(item)))
     if kind.__name__ == "_PydanticGeneralMetadata" and kind.__module__.startswith("pydantic."):
-        return Meta("raw", _options(vars(item), None, repr(item)))
+        return Meta("raw", _options(vars(item), OPTIONS, repr(item)))
     raise Refused(f"the annotation `{item!r:.60}` is not a constraint the grammar knows")
 
 
 def _field_meta(info: FieldInfo) -> Meta:
     if info.default is not PydanticUndefined or info.default_factory is not None or info.annotation is not None:
         raise Refused(f"`{info!r:.80}` is more than a constraint")
-    given = {name: getattr(info, name, None) for name in _FIELD_OPTIONS}
+    given = {name: getattr(info, name, None) for name in FIELD_OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
     for item in info.metadata:
         inner = _meta(item)
         if inner.form != "raw":
             raise Refused(f"`{info!r:.80}` holds a constraint of another form")
         given.update({name: getattr(item, name) for name, _ in inner.options})
-    return Meta("field", _options(given, None, repr(info)))
+    return Meta("field", _options(given, OPTIONS, repr(info)))
 
 
-def _options(values: Mapping[str, Any], known: frozenset[str] | None, where: Any) -> Options:
+def _options(values: Mapping[str, Any], known: frozenset[str], where: Any) -> Options:
     for name, value in values.items():
-        if (known is not None and name not in known) or not same_json(value):
+        if name not in known or not same_json(value):
             raise Refused(f"{where if isinstance(where, str) else where.__name__} has `{name}` = {value!r:.60}")
     return tuple(sorted((name, json_text(value)) for name, value in values.items()))
 

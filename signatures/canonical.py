@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
 from typing import Any, TypeAlias, cast
 
@@ -10,6 +10,7 @@ JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, J
 
 _LARGEST_INT = 2**53
 _DEEPEST = 200
+_MOST_VALUES = 100_000
 
 
 class NotCanonical(ValueError):
@@ -31,6 +32,21 @@ def canonical_json(value: object) -> str:
     return "".join(out)
 
 
+def canonical_members(table: Mapping[str, object]) -> dict[str, str]:
+    """Return the texts `"key":value` of an object's canonical JSON, by key and in its order.
+
+    Joined by commas and in braces they are `canonical_json(table)`; without one of them, that of the table without it.
+    """
+    members = {}
+    for key in table:
+        _check_text(key, [])
+    for key in sorted(table, key=_utf16):
+        out: list[str] = []
+        _write(table[key], out.append, [key])
+        members[key] = f"{_string(key, [])}:{''.join(out)}"
+    return members
+
+
 def digest(value: object) -> str:
     """Return the sha256 of the value's canonical JSON in UTF-8, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
@@ -44,6 +60,49 @@ def json_text(value: object) -> str:
 def from_json_text(text: str) -> JsonValue:
     """Return the value that `json_text` wrote."""
     return cast("JsonValue", json.loads(text))
+
+
+def checked_json_text(text: str) -> JsonValue:
+    """Return the value in a JSON text that a stranger may have written.
+
+    ValueError for what two readers could differ on (a key that stands twice, NaN, infinities), for nesting deeper than
+    200 and for more than about 100,000 values.
+    """
+    if text.count(",") + text.count("[") + text.count("{") > _MOST_VALUES:
+        raise ValueError(f"it has more than {_MOST_VALUES} values")
+    try:
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=no_constant)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+    deepest, level = 0, [value]
+    while level:
+        deepest += 1
+        if deepest > _DEEPEST:
+            raise ValueError("it nests too deep")
+        level = [
+            child
+            for item in level
+            if isinstance(item, (dict, list))
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return cast("JsonValue", value)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's pairs as a dictionary; ValueError if a key stands twice. A hook of `json.loads`."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key!r:.60} stands twice in one object")
+            seen.add(key)
+    return table
+
+
+def no_constant(name: str) -> Any:
+    """Raise ValueError for NaN and infinities, which are no JSON. A hook of `json.loads`."""
+    raise ValueError(f"{name} is no JSON value")
 
 
 def same_json(value: Any) -> bool:

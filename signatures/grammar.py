@@ -8,13 +8,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
-from .canonical import JsonValue, from_json_text, json_text, same_json
+from .canonical import JsonValue, checked_json_text, from_json_text, json_text, same_json
 from .errors import ArtifactError, nearest
 
 SCALARS = ("str", "bool", "int", "float", "none", "any", "date", "datetime", "list", "dict", "tuple")
 ENUM_BASES = ("Enum", "str", "int", "StrEnum", "IntEnum")
 META_FORMS = ("raw", "field", "string", "strict", "allow_inf_nan", "interval", "none")
 FACTORIES: Mapping[str, Any] = {"list": list, "dict": dict, "str": str, "int": int, "float": float, "bool": bool}
+
+CONFIG = frozenset({
+    "allow_inf_nan", "arbitrary_types_allowed", "coerce_numbers_to_str", "extra", "from_attributes", "frozen",
+    "hide_input_in_errors", "loc_by_alias", "populate_by_name", "revalidate_instances", "serialize_by_alias",
+    "str_max_length", "str_min_length", "str_strip_whitespace", "str_to_lower", "str_to_upper", "strict", "title",
+    "use_attribute_docstrings", "use_enum_values", "validate_assignment", "validate_by_alias", "validate_by_name",
+    "validate_default", "validate_return", "ser_json_inf_nan", "ser_json_timedelta", "ser_json_bytes",
+    "val_json_bytes",
+})  # fmt: skip
+"""Settings of a model that are plain data and say how it validates or serializes. Others run code, change the schema,
+or (`regex_engine`) match patterns in a time that grows exponentially with a text's length."""
+FIELD_OPTIONS = (
+    "alias", "validation_alias", "serialization_alias", "title", "description", "examples", "exclude", "discriminator",
+    "deprecated", "json_schema_extra", "frozen", "validate_default",
+)  # fmt: skip
+BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length")
+STRING_BOUNDS = ("strip_whitespace", "to_upper", "to_lower", "strict", "min_length", "max_length", "pattern")
+OPTIONS = frozenset({
+    *FIELD_OPTIONS, *BOUNDS, *STRING_BOUNDS, "allow_inf_nan", "max_digits", "decimal_places", "union_mode",
+    "coerce_numbers_to_str",
+})  # fmt: skip
+"""Constraints and descriptions of a value."""
+MOST_NODES = 2000
+"""Of one type."""
 
 Options: TypeAlias = tuple[tuple[str, str], ...]  # names and the JSON texts of their values
 _DEEPEST = 60
@@ -217,9 +241,15 @@ def type_from_json(data: JsonValue) -> TypeSpec:
 
 
 class _Reader:
-    """Reads types out of JSON; every check names the place."""
+    """Reads one type out of JSON; every check names the place."""
+
+    def __init__(self) -> None:
+        self._nodes = 0
 
     def type(self, data: JsonValue, where: str, enclosing: tuple[str, ...]) -> TypeSpec:
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            raise ArtifactError(f"{where[:80]} breaks `a type has at most {MOST_NODES} parts`; take the original file.")
         if where.count(".") > _DEEPEST:
             raise ArtifactError(f"{where[:80]}... breaks `types nest at most {_DEEPEST} deep`; flatten the type.")
         if isinstance(data, str):
@@ -237,17 +267,17 @@ class _Reader:
 
     def _literal(self, data: JsonValue, where: str, enclosing: tuple[str, ...]) -> TypeSpec:
         (values,) = keys_of(data, where, "values", kind="literal")
-        return LiteralType(tuple(self._atom(value, f"{where}.values") for value in list_of(values, where)))
+        return LiteralType(tuple(self._atom(value, f"{where}.values") for value in _some(values, where)))
 
     def _enum(self, data: JsonValue, where: str, enclosing: tuple[str, ...]) -> TypeSpec:
         name, doc, base, members = keys_of(data, where, "name", "doc", "base", "members", kind="enum")
         if base not in ENUM_BASES:
             raise ArtifactError(f"{where}.base breaks `one of {', '.join(ENUM_BASES)}`: found {base!r:.60}.")
         pairs = []
-        for member in list_of(members, where):
+        for member in _some(members, where):
             if not isinstance(member, list) or len(member) != 2:
                 raise ArtifactError(f"{where}.members breaks `a member is [name, value]`: found {member!r:.60}.")
-            pairs.append((text_of(member[0], where), self._atom(member[1], where)))
+            pairs.append((_own_name(member[0], where), self._atom(member[1], where)))
         return EnumType(text_of(name, where), _doc_of(doc, where), base, tuple(pairs))
 
     def _list(self, data: JsonValue, where: str, enclosing: tuple[str, ...]) -> TypeSpec:
@@ -276,19 +306,21 @@ class _Reader:
             form, options = keys_of(item, f"{where}.metadata", "form", "options")
             if form not in META_FORMS:
                 raise ArtifactError(f"{where}.form breaks `one of {', '.join(META_FORMS)}`: found {form!r:.60}.")
-            metas.append(Meta(form, _options_of(options, where)))
+            metas.append(Meta(form, _options_of(options, OPTIONS, where)))
         return AnnotatedType(self.type(inner, f"{where}.type", enclosing), tuple(metas))
 
     def _model(self, data: JsonValue, where: str, enclosing: tuple[str, ...]) -> TypeSpec:
         name, doc, config, fields = keys_of(data, where, "name", "doc", "config", "fields", kind="model")
         inside = (*enclosing, text_of(name, where))
         read = tuple(self._field(item, f"{where}.{index}", inside) for index, item in enumerate(list_of(fields, where)))
-        return ModelType(text_of(name, where), _doc_of(doc, where), _options_of(config, where), read)
+        return ModelType(text_of(name, where), _doc_of(doc, where), _options_of(config, CONFIG, where), read)
 
     def _field(self, data: JsonValue, where: str, enclosing: tuple[str, ...]) -> ModelField:
         name, inner, default, options = keys_of(data, where, "name", "type", "default", "options")
         spec = self.type(inner, where, enclosing)
-        return ModelField(text_of(name, where), spec, default_from_json(default, where), _options_of(options, where))
+        return ModelField(
+            _own_name(name, where), spec, default_from_json(default, where), _options_of(options, OPTIONS, where)
+        )
 
     def _ref(self, data: JsonValue, where: str, enclosing: tuple[str, ...]) -> TypeSpec:
         (name,) = keys_of(data, where, "name", kind="ref")
@@ -350,9 +382,30 @@ def _doc_of(data: JsonValue, where: str) -> str | None:
     return None if data is None else text_of(data, where)
 
 
-def _options_of(data: JsonValue, where: str) -> Options:
+def _some(data: JsonValue, where: str) -> list[JsonValue]:
+    found = list_of(data, where)
+    if not found:
+        raise ArtifactError(f"{where} breaks `a literal or enumeration has at least one value`: found none.")
+    return found
+
+
+def _own_name(data: JsonValue, where: str) -> str:
+    name = text_of(data, where)
+    # `__base__` or `__init__` would reach what makes the class.
+    if name.startswith("__"):
+        raise ArtifactError(
+            f"{where} breaks `a field or member doesn't begin with two underscores`: found {name!r:.60}."
+        )
+    return name
+
+
+def _options_of(data: JsonValue, known: frozenset[str], where: str) -> Options:
     if not isinstance(data, dict):
         raise ArtifactError(f"{where} breaks `options are an object`: found {data!r:.60}.")
+    if unknown := sorted(data.keys() - known):
+        raise ArtifactError(
+            f"{where} breaks `known options only`: found {unknown[0]!r:.60}; {nearest(unknown[0][:60], sorted(known))}"
+        )
     options = tuple(sorted((name, text_of(text, f"{where}.{name}")) for name, text in data.items()))
     for name, text in options:
         _parsed(text, f"{where}.{name}")
@@ -361,6 +414,6 @@ def _options_of(data: JsonValue, where: str) -> Options:
 
 def _parsed(text: str, where: str) -> JsonValue:
     try:
-        return from_json_text(text)
-    except (ValueError, RecursionError) as error:
+        return checked_json_text(text)
+    except ValueError as error:
         raise ArtifactError(f"{where} breaks `the text of a JSON value`: found {text!r:.60}.") from error

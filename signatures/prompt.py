@@ -13,7 +13,7 @@ from functools import cached_property
 from json.encoder import encode_basestring
 from typing import Any, Literal, TypeAlias, cast
 
-from .canonical import JsonValue, canonical_json, digest, from_json_text, json_text
+from .canonical import JsonValue, canonical_json, checked_json_text, digest, from_json_text, json_text
 from .contract import annotation_name, output_hole, response_schema
 from .errors import ArtifactError
 from .grammar import keys_of, list_of, text_of
@@ -360,8 +360,8 @@ def _check(content: str, *, marker: bool) -> None:
 
 def _check_schema(text: str) -> None:
     try:
-        schema = from_json_text(text)
-    except (ValueError, RecursionError):
+        schema = checked_json_text(text)
+    except ValueError:
         schema = None
     if not isinstance(schema, dict):
         raise ArtifactError(f"plan.response_schema breaks `the text of a JSON object`: found {text!r:.60}.")

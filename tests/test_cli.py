@@ -18,7 +18,7 @@ from tests.server import ScriptedServer
 from vitrify.request import CompileRequest
 
 COMMAND = [sys.executable, "-m", "vitrify"]
-COMMANDS = ("compile", "resume", "run", "evaluate", "inspect")
+COMMANDS = ("compile", "resume", "run", "evaluate", "inspect", "diff", "verify", "sign", "export", "import")
 ROWS = [json.loads(line) for line in TICKETS[:60]]
 
 
@@ -354,14 +354,3 @@ def test_dspy_evaluates_a_loaded_program(artifact: Path) -> None:
     result = dspy.Evaluate(devset=examples, metric=metric, num_threads=2, display_progress=False)(program)
     right = sum(program(message=row["message"]).team == row["team"] for row in ROWS[:20])
     assert result.score == pytest.approx(100 * right / 20)
-
-
-# inspect --------------------------------------------------------------------------------------------------------------
-
-
-def test_inspect(artifact: Path) -> None:
-    page = vitrify("inspect", artifact)
-    assert page.code == 0
-    for word in ("Desk", "sealed", "embedded", "route", "instruction", "demonstrations", "reproducible"):
-        assert word in page.stdout
-    assert vitrify("inspect", artifact, "--json").stdout.encode() == artifact.read_bytes()

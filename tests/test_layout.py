@@ -28,7 +28,16 @@ DSPY_AT_THE_TOP = {
 """Modules that import dspy when they are imported; see docs/decisions/0002."""
 THIRD_PARTIES = {
     "signatures": {"pydantic", "pydantic_core", "json_repair", "dspy"},
-    "programs": {"pydantic", "pydantic_core", "json_repair", "aiohttp", "diskcache", "dspy", "litellm"},
+    "programs": {
+        "pydantic",
+        "pydantic_core",
+        "json_repair",
+        "aiohttp",
+        "diskcache",
+        "dspy",
+        "litellm",
+        "opentelemetry",
+    },
 }
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 

@@ -1,8 +1,10 @@
 """Every command and every line of Python in the README works as it stands there."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,24 @@ def test_the_commands(folder: Path) -> None:
         )
         assert 0 == ran.returncode, f"{line}\n{ran.stderr}"
     assert (folder / "table.csv").read_text().startswith("row,message,predicted.")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="keys are made with openssl")
+def test_signing_and_exporting(folder: Path) -> None:
+    """The commands about a file that `vitrify compile` wrote."""
+    (compiling,) = [
+        line for kind, text in BLOCKS if not kind for line in text.splitlines() if "vitrify compile" in line
+    ]
+    subprocess.run([sys.executable, "-m", *shlex.split(compiling)], cwd=folder, capture_output=True, check=True)
+    (run,) = (Path(os.environ["VITRIFY_HOME"]) / "runs").iterdir()
+    blocks = [text for kind, text in BLOCKS if not kind and ("vitrify sign" in text or "vitrify export" in text)]
+    assert 2 == len(blocks)
+    script = "".join(blocks).replace("RUN", str(run)).replace("vitrify ", f"{shlex.quote(sys.executable)} -m vitrify ")
+    ran = subprocess.run(
+        ["bash", "-e"], input=script, cwd=folder, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert 0 == ran.returncode, ran.stderr
+    assert {"desk.json.sig", "state.json", "chats.jsonl", "imported.json"} <= {path.name for path in folder.iterdir()}
 
 
 def test_the_python(folder: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vitrify.programs.artifact import Artifact, EvidenceRecord, InputRecord, SealedProgram
-from vitrify.programs.records import Mismatch, Pattern, Record, Tag
+from vitrify.programs.records import Grammar, Mismatch, Pattern, Record, Rule, Tag
 from vitrify.signatures.canonical import NotCanonical, canonical_json
 
 from tests.strategies import json_values, profile
@@ -32,10 +32,11 @@ def twin(kind: Any) -> Any:
         rules = [
             pydantic.Field(discriminator=rule.field) if isinstance(rule, Tag)
             else pydantic.Field(pattern=f"^{rule.regex}$") if isinstance(rule, Pattern)
-            else pydantic.AfterValidator(rule)
+            else pydantic.AfterValidator(rule.check)
             for rule in args[1:]
+            if not isinstance(rule, Grammar)
         ]  # fmt: skip
-        return Annotated[(twin(args[0]), *rules)]
+        return Annotated[(twin(args[0]), *rules)] if rules else twin(args[0])
     if origin in (list, dict, tuple):
         return origin[tuple(map(twin, args))]
     if origin is None or origin is Literal:
@@ -142,7 +143,7 @@ class Small(Record):
     anything: Any
     text: str
     truth: bool
-    count: Annotated[int, _even]
+    count: Annotated[int, Rule(_even, '{"multipleOf": 2}')]
     share: float = 0.5
     choice: Literal["a", "b", "it's"]
     one: Literal["x"] = "x"

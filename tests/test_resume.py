@@ -132,7 +132,7 @@ def _value(annotation: Any) -> Any:
     kinds: dict[Any, Any] = {
         str: _TEXT, Path: _TEXT.map(Path), int: st.integers(), float: st.floats(allow_nan=False), bool: st.booleans(),
         str | None: _TEXT | st.none(), Path | None: _TEXT.map(Path) | st.none(), int | None: _NUMBERS,
-        float | None: _FLOATS,
+        float | None: _FLOATS, list[str] | None: st.lists(_TEXT) | st.none(),
     }  # fmt: skip
     return kinds[annotation]
 

@@ -302,8 +302,17 @@ def reseal(artifact: Artifact, edit: Any) -> Artifact:
     ("edit", "message"),
     [
         (lambda d: d["canaries"][0]["inputs"].update(message="other"), "renders other messages .*pydantic"),
-        (lambda d: d["canaries"][0].update(path="nobody"), "a canary names 'nobody'"),
-        (lambda d: d["predictors"][0].update(plan=None), "which has no plan|every predictor of a flow has a plan"),
+        (lambda d: d["canaries"][0].update(path="nobody"), "a canary names 'nobody', which is no predictor"),
+        (lambda d: d["predictors"][0].update(plan=None, second_plan=None), "every predictor of a flow has a plan"),
+        (lambda d: d["predictors"][0].update(plan=None), "a second plan only beside a plan"),
+        (lambda d: d["predictors"][0].update(signature=None), "a plan only beside a signature"),
+        (lambda d: d["predictors"][0]["plan"]["holes"].clear(), "the holes are the signature's inputs"),
+        (lambda d: d["predictors"][0]["plan"].update(format="json"), "this plan's format is chat"),
+        (lambda d: d["predictors"].append(d["predictors"][0]), "every name is there once, but 'triage' is there 2"),
+        (lambda d: d["predictors"][0]["aliases"].append("prioritise"), "every name is there once"),
+        (lambda d: d["inputs"].append(d["inputs"][0]), "every name is there once"),
+        (lambda d: d["canaries"].extend(17 * d["canaries"][:1]), "at most 16 canaries of one predictor"),
+        (lambda d: d["canaries"][0].update(sha256="0" * 64), "has another hash than the one recorded"),
         (lambda d: d["inputs"].append({"name": "more", "required": True}), "other inputs than the artifact names"),
         (lambda d: d["program"]["flow"].update(steps=[]), "a name is bound before it is used"),
         (lambda d: d["program"]["flow"].update(returns={"name": "message"}), "a flow returns a prediction"),
@@ -318,8 +327,14 @@ def test_a_file_that_contradicts_itself_is_refused(artifact: Artifact, edit: Any
 
 
 def test_a_text_that_doubles_itself_ends(typed: Artifact) -> None:
-    steps = [{"let": "x0", "value": {"const": "ha" * 500}}]
-    steps += [{"let": f"x{n}", "value": {"text": [{"name": f"x{n - 1}"}] * 2}} for n in range(1, 40)]
-    program, _ = running(reseal(typed, lambda d: d["program"]["flow"].update(steps=steps, returns={"prediction": []})))
+    def doubled(times: int, kind: str) -> Artifact:
+        steps = [{"let": "x0", "value": {"name": "q"}}]
+        steps += [{"let": f"x{n}", "value": {kind: [{"name": f"x{n - 1}"}] * 2}} for n in range(1, times)]
+        return reseal(typed, lambda d: d["program"]["flow"].update(steps=steps, returns={"prediction": []}))
+
+    for kind in ("text", "list", "tuple"):
+        with pytest.raises(ArtifactError, match="a flow builds at most 100000 parts"):
+            running(doubled(40, kind))
+    program, _ = running(doubled(12, "text"))
     with pytest.raises(RequestError, match="a text has at most"):
-        program(q="x")
+        program(q="x" * 10_000)

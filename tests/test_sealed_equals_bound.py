@@ -12,7 +12,7 @@ import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vitrify.compiler.emit import _program, plans_of
+from vitrify.compiler.emit import plans_of, program_of
 from vitrify.programs.artifact import (
     Artifact,
     CapabilitiesRecord,
@@ -121,7 +121,7 @@ def frozen(program: Any, spec: ProgramSpec, candidate: Candidate, capabilities: 
         )  # fmt: skip
     able = CapabilitiesRecord(**{k: getattr(capabilities, k) for k in CapabilitiesRecord.kinds})
     content = Content(
-        format="vitrify/1", name=spec.name, program=_program(spec, program, {}, records),
+        format="vitrify/1", name=spec.name, program=program_of(spec, program, {}, records),
         inputs=[InputRecord(name=item.name, required=item.required) for item in spec.inputs], predictors=records,
         model=ModelRecord(name=Scripted.name, decoding={"max_tokens": 99}, capabilities=able, adapter="ChatAdapter"),
         evidence=EvidenceRecord(

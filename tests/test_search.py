@@ -14,7 +14,7 @@ import pytest
 from vitrify.compiler.plan import DESIGN
 from vitrify.compiler.search import Block, Exhausted, Interrupted, RenewalView, SearchOptions, search
 from vitrify.compiler.space import Point, SearchSpace, Slot
-from vitrify.compiler.stream import DUEL_WINDOW
+from vitrify.compiler.stream import WINDOW
 from vitrify.signatures.errors import RequestError
 
 from tests.search_worlds import Slow, World
@@ -89,7 +89,7 @@ def test_blocks_are_asked_a_window_ahead_and_no_further() -> None:
     assert DESIGN * 1200 == world.most  # the balanced design, which no answer changes, is asked for at once
     world = Counting([6, 6], 1.0, 3)
     search(world.space, world, budget=1200, seed=0, options=SearchOptions(sampler="random"))
-    assert DUEL_WINDOW * 1200 == world.most
+    assert WINDOW * 1200 == world.most
 
 
 def test_same_seed_same_decisions_whatever_the_order_of_answers(pool: ThreadPoolExecutor) -> None:

@@ -15,6 +15,7 @@ import pytest
 from vitrify.compiler.budget import BudgetExhausted
 
 import vitrify
+from tests.fuzz import Figures, Watch, fuzz
 from tests.server import Fault, ScriptedServer, at_random
 from tests.test_faults import EVERY
 from tests.test_hedge import tailed
@@ -184,3 +185,16 @@ def test_seeds_and_concurrency(tmp_path: Path, number: int) -> None:
             made.add(compile_tiny(server.url, run, concurrency=concurrency, seed=number))
             assert set(asked_of(server).values()) == {1}
     assert len(made) == 1
+
+
+WATCH = Watch()
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_hostile_files(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A million mutants of the golden files are loaded, and those that load are called; the figures are printed."""
+    figures: Figures = fuzz(round(125_000 * SHARE), number, WATCH)
+    with capsys.disabled():
+        print("", *figures.lines(), sep="\n")
+    assert figures.slowest < 5
+    assert figures.growth < 200 * 2**20

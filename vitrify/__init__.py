@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from .programs.bind import bind
     from .programs.candidate import Candidate
     from .programs.effects import cached, once
+    from .programs.hooks import LMCall
     from .programs.program import lower_program
     from .programs.runtime import load
+    from .programs.telemetry import opentelemetry_hook
     from .signatures.errors import RequestError, VitrifyError, WorkError
 
 __version__ = "0.1.0"
@@ -35,6 +37,7 @@ _HOME = {
     "Artifact": "programs.artifact",
     "Budget": "compiler.budget",
     "Candidate": "programs.candidate",
+    "LMCall": "programs.hooks",
     "Options": "compiler.options",
     "RequestError": "signatures.errors",
     "Score": "compiler.metric",
@@ -47,6 +50,7 @@ _HOME = {
     "lower_program": "programs.program",
     "metrics": "compiler.stock",
     "once": "programs.effects",
+    "opentelemetry_hook": "programs.telemetry",
 }
 
 __all__ = [
@@ -54,6 +58,7 @@ __all__ = [
     "Artifact",
     "Budget",
     "Candidate",
+    "LMCall",
     "Options",
     "RequestError",
     "Score",
@@ -66,6 +71,7 @@ __all__ = [
     "lower_program",
     "metrics",
     "once",
+    "opentelemetry_hook",
 ]
 
 

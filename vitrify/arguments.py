@@ -31,6 +31,10 @@ def _call(name: str, shown: str | None, help: str, **more: Any) -> Any:
     return _option(name, shown=shown, help=help, under="Calls", **more)
 
 
+def _claim(name: str, shown: str, help: str, **more: Any) -> Any:
+    return _option(name, shown=shown, help=help, under="Claim", **more)
+
+
 # What is asked for.
 
 CompiledProgram = Annotated[
@@ -40,6 +44,8 @@ CompiledProgram = Annotated[
     ),
 ]
 ArtifactFile = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The file that `vitrify compile -o` wrote.")]
+FirstArtifact = Annotated[Path, typer.Argument(metavar="FIRST", help="An artifact.")]
+SecondArtifact = Annotated[Path, typer.Argument(metavar="SECOND", help="Another one.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, such as those in .vitrify/runs.")]
 Data = Annotated[
     str,
@@ -110,6 +116,14 @@ Formats = Annotated[str, _search("--formats", "FORMAT", "Reply format to try as 
 Test = Annotated[str | None, _rows("--test", "DATA", "Your own sealed test set.")]
 Select = Annotated[str | None, _rows("--select", "DATA", "Your own select set, on which candidates compete.")]
 Group = Annotated[str | None, _rows("--group", "COLUMN", "Rows that share its value stay in one set.")]
+NoDemosFrom = Annotated[
+    list[str] | None,
+    _rows("--no-demos-from", "COLUMN=VALUE", "Training rows with this value are shown nowhere; repeat for more."),
+]
+Redact = Annotated[
+    str | None,
+    _rows("--redact", "FUNCTION", "file.py:function or module:function: a row as it may be shown, or None."),
+]
 
 # Models.
 
@@ -164,6 +178,13 @@ InputRows = Annotated[
     str | None,
     _option("--input", shown="DATA", help="Rows to run, in any form that --data takes, or - for JSONL on stdin."),
 ]
+RunTimeout = Annotated[
+    float | None, _call("--timeout", "SECONDS", "How long one attempt may take; by default 180.", min=0.001)
+]
+RunRetries = Annotated[
+    int | None, _call("--retries", "N", "How often a call that failed is repeated; by default 4.", min=0, max=100)
+]
+WithUsage = Annotated[bool, _option("--usage", help="Also print calls, tokens and seconds, as _usage.", under="Output")]
 NeededProgram = Annotated[
     str | None,
     _option("--program", shown="PROGRAM", help="file.py:Class or module:Class, for a program that needs its class."),
@@ -171,6 +192,58 @@ NeededProgram = Annotated[
 Table = Annotated[
     Path | None,
     _option("--csv", shown="FILE", help="Write a table to sort: inputs, prediction, expected, score, failure."),
+]
+
+# Verifying.
+
+PublicKey = Annotated[
+    Path | None, _option("--key", shown="FILE", help="Ed25519 public key (PEM): the signature must be of its holder.")
+]
+SignatureFile = Annotated[
+    Path | None, _option("--signature", shown="FILE", help="The signature, where it isn't ARTIFACT.sig.")
+]
+ClaimData = Annotated[
+    str | None, _claim("--data", "DATA", "Rows to run it on: the compile's own, its test set, or fresh ones.")
+]
+ClaimMetric = Annotated[str | None, _claim("--metric", "METRIC", "The metric of the compile.")]
+Margin = Annotated[
+    float | None,
+    _claim(
+        "--margin", "X", "How far apart counts as equal, in the metric's units (0.05); it must then be shown.", min=0
+    ),
+]
+ClaimGroup = Annotated[str | None, _claim("--group", "COLUMN", "The compile's --group, to find its sealed test.")]
+ClaimFailureScore = Annotated[float, _claim("--failure-score", "X", "The compile's --failure-score.")]
+
+# Signing.
+
+PrivateKey = Annotated[Path, _option("--key", shown="FILE", help="Ed25519 private key (PEM).")]
+Sign = Annotated[
+    Path | None,
+    _option("--sign", shown="FILE", help="Ed25519 private key (PEM): also writes the signature, FILE.sig."),
+]
+
+# Exporting and importing.
+
+Target = Annotated[str, _option("--to", shown="FORM", help="dspy, openai or finetune.")]
+ExportOutput = Annotated[
+    Path | None, _option("-o", "--output", shown="FILE", help="The file to write; by default stdout.")
+]
+OwnProgram = Annotated[
+    str | None,
+    _option("--program", shown="PROGRAM", help="With dspy: the program, to check the state on, or where it must be."),
+]
+TracesRun = Annotated[
+    Path | None, _option("--run", shown="RUN", help="With finetune: the directory of the run that made the artifact.")
+]
+OnePredictor = Annotated[str | None, _option("--predictor", shown="PATH", help="With finetune: of this one alone.")]
+WithDemos = Annotated[
+    bool, _option("--demos", help="With finetune: show the artifact's demonstrations in every prompt.")
+]
+StateFile = Annotated[Path, typer.Argument(metavar="STATE", help="What DSPy's save wrote, as .json.")]
+ImportLm = Annotated[str | None, _model("--lm", "LM", "The model it runs on; by default the one in the state.")]
+Adapter = Annotated[
+    str, _model("--adapter", "FORMAT", "chat or json: the adapter it was saved under, which no state says.")
 ]
 
 # Output.

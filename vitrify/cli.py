@@ -1,4 +1,4 @@
-"""The command line: `vitrify compile`, `resume`, `run`, `evaluate`, `inspect`."""
+"""The command line: every command; those that aren't here stand in a module of their own, and are listed at the end."""
 
 import json
 import time
@@ -8,9 +8,14 @@ import typer
 
 from . import __version__, arguments
 from .boundary import boundary, run_app
+from .diffing import diff_command
+from .exporting import export_command, import_command
 from .grouped import Grouped, spread
+from .inspecting import inspect_command
 from .request import Changes, CompileRequest
 from .signatures.errors import RequestError
+from .signing import sign_command
+from .verifying import verify_command
 
 app = typer.Typer(
     name="vitrify",
@@ -25,7 +30,7 @@ app = typer.Typer(
 def root(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
-    """Compile, resume, run, evaluate and inspect programs."""
+    """Compile, run, evaluate, inspect, compare, verify, sign, export and import programs."""
     if version:
         typer.echo(f"vitrify {__version__}")
         raise typer.Exit
@@ -94,6 +99,9 @@ def run_command(
     lm: arguments.OtherLm = None,
     api_base: arguments.ApiBase = None,
     concurrency: arguments.FixedConcurrency = 16,
+    timeout: arguments.RunTimeout = None,
+    retries: arguments.RunRetries = None,
+    usage: arguments.WithUsage = False,
     as_json: arguments.AsJson = False,
     debug: arguments.Debug = False,
 ) -> None:
@@ -103,14 +111,17 @@ def run_command(
 
         if (inputs is None) == (rows is None):
             raise RequestError("`run` takes either -i NAME=VALUE, once for each input, or --input FILE.")
-        from .loading import open_artifact, parse_inputs, predict, stream_rows
+        from .loading import fields_of, open_artifact, parse_inputs, predict, stream_rows, usage_of
 
-        loaded = open_artifact(artifact, program=program, lm=lm, api_base=api_base)
+        loaded = open_artifact(artifact, program=program, lm=lm, api_base=api_base, timeout=timeout, retries=retries)
         if inputs is not None:
-            print_prediction(predict(loaded, parse_inputs(inputs, loaded.artifact)), as_json=as_json)
+            given, began = parse_inputs(inputs, loaded.artifact), time.perf_counter()
+            found = predict(loaded, given)
+            more = {"_usage": usage_of(found, time.perf_counter() - began)} if usage else {}
+            print_prediction({**fields_of(found), **more}, as_json=as_json)
             return
         failed = 0
-        for record, good in stream_rows(loaded, rows or "-", concurrency):
+        for record, good in stream_rows(loaded, rows or "-", concurrency, usage=usage):
             failed += not good
             typer.echo(json.dumps(record, ensure_ascii=False))
         if failed:
@@ -147,20 +158,15 @@ def evaluate_command(
         print_evaluation(result, artifact, csv, as_json=as_json)
 
 
-@app.command("inspect", cls=Grouped)
-def inspect_command(
-    artifact: arguments.ArtifactFile, as_json: arguments.AsJson = False, debug: arguments.Debug = False
-) -> None:
-    """Show what is in an artifact: instructions, demonstrations, evidence, provenance."""
-    with boundary(debug):
-        from .display import print_artifact
-        from .programs.artifact import read_artifact
-
-        found = read_artifact(artifact)
-        if as_json:
-            typer.echo(found.to_bytes().decode(), nl=False)
-        else:
-            print_artifact(found)
+for name, command in (
+    ("inspect", inspect_command),
+    ("diff", diff_command),
+    ("verify", verify_command),
+    ("sign", sign_command),
+    ("export", export_command),
+    ("import", import_command),
+):
+    app.command(name, cls=Grouped)(command)
 
 
 def main() -> None:

@@ -12,8 +12,11 @@ from .loading import check_output, load_program
 from .programs.artifact import Artifact
 from .request import Changes, CompileRequest, Recorded, base_url, public, read_request
 from .signatures.errors import ArtifactError, RequestError, VitrifyError
+from .signing import check_signable, read_private, sign
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from .compiler.progress import Progress
 
 
@@ -33,6 +36,7 @@ def compile_request(
         VitrifyError: If anything else went wrong; a note says how to go on.
     """
     check_output(request.output, "-o")
+    key = _signer(request)
     from .compiler.compile import compile as run_compile
     from .front import resolve_strategy
 
@@ -68,10 +72,20 @@ def compile_request(
     assert folder is not None
     try:
         artifact.save(request.output)
+        if key is not None:
+            sign(request.output, key)
     except ArtifactError as error:
         error.add_note(f"`{resume_command(shown or folder)} -o FILE` writes it elsewhere, without a call.")
         raise
     return artifact
+
+
+def _signer(request: CompileRequest) -> "Ed25519PrivateKey | None":
+    """Return the key that signs the artifact, if one is asked for; checked before money is spent."""
+    if request.sign is None:
+        return None
+    check_signable(request.output)
+    return read_private(request.sign)
 
 
 def resume(run: Path, changes: Changes, progress: "Progress") -> tuple[Artifact, Path]:

@@ -1,7 +1,6 @@
 """What the command line shows: progress, results, artifacts; rich on a terminal, plain lines elsewhere."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .loading import fields_of
 from .programs.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -192,9 +190,8 @@ def print_result(artifact: Artifact, path: Path, seconds: float, *, as_json: boo
     typer.echo(f"wrote {path} ({artifact.program.kind}, {path.stat().st_size / 1024:.0f} KiB)")
 
 
-def print_prediction(prediction: Any, *, as_json: bool) -> None:
-    """Print a prediction, a field a line."""
-    values = fields_of(prediction)
+def print_prediction(values: dict[str, Any], *, as_json: bool) -> None:
+    """Print a prediction's fields, one a line."""
     if as_json:
         typer.echo(json.dumps(values, ensure_ascii=False))
         return
@@ -213,69 +210,3 @@ def print_evaluation(result: "Evaluation", artifact: Path, csv: Path | None, *, 
     )
     if csv is not None:
         typer.echo(f"wrote {csv}")
-
-
-def print_artifact(artifact: Artifact) -> None:
-    """Print a page about an artifact."""
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    evidence, selection, provenance = artifact.evidence, artifact.selection, artifact.provenance
-    how = (
-        "sealed: runs without DSPy"
-        if artifact.program.kind == "sealed"
-        else f"needs its class: {artifact.program.reason}"
-    )
-    console.print(f"[bold]{escape(artifact.name)}[/bold]  {escape(artifact.format)}  {artifact.sha256[:16]}")
-    facts = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("program", how),
-        ("inputs", ", ".join(item.name + ("" if item.required else " (optional)") for item in artifact.inputs)),
-        ("model", artifact.model.name),
-        ("evidence", str(evidence) + ("" if evidence.improved else "; no gain is claimed")),
-        ("shipped", f"{selection.shipped}: {selection.reason}"),
-        (
-            "search",
-            f"{selection.trials} candidates, {selection.evaluations} evaluations, strategy {provenance.strategy}",
-        ),
-        (
-            "data",
-            ", ".join(f"{count} {name}" for name, count in provenance.rows.items())
-            + f" rows ({provenance.data_sha256[:12]})",
-        ),
-        ("cost", f"{provenance.calls} calls, {provenance.prompt_tokens} + {provenance.completion_tokens} tokens"),
-        ("versions", ", ".join(f"{name} {number}" for name, number in provenance.versions.items())),
-        ("reproducible", "yes" if artifact.reproducible else f"no: {artifact.reproducible_reason}"),
-    ):
-        facts.add_row(name, escape(value))
-    console.print(facts)
-    for record in artifact.predictors:
-        console.print(
-            f"\n[bold]{escape(record.path)}[/bold]"
-            + (f"  (run by DSPy: {escape(record.reason)})" if record.reason else "")
-        )
-        for field in (record.signature or {}).get("fields", []):
-            console.print(f"  {field['role']:<6} {escape(field['name'])}: {escape(_kind(field['type']))}")
-        console.print(f"  instruction{_from(record.methods.get('instruction'))}:")
-        for line in record.instruction.splitlines():
-            console.print(f"    {escape(line)}")
-        console.print(
-            f"  {len(record.demos)} demonstrations{_from(record.methods.get('demos'))}, format {record.format}"
-        )
-        for demo in record.demos:
-            console.print("    " + escape(json.dumps(demo, ensure_ascii=False)[:160]))
-    for note in artifact.notes:
-        console.print(f"\nnote: {escape(note)}")
-
-
-def _kind(type_: Any) -> str:
-    """Return a field's type as Python writes it."""
-    if isinstance(type_, str):
-        return type_
-    from .signatures.contract import annotation_name
-    from .signatures.types import python_type, type_from_json
-
-    text = annotation_name(python_type(type_from_json(type_)))
-    return text if len(text) <= 160 else f"{text[:160]}..."
-
-
-def _from(method: str | None) -> str:
-    return "" if method is None else f" ({escape(method)})"

@@ -3,14 +3,14 @@
 import csv
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from .boundary import user_error
-from .compiler.data import Example, describe_source, load_rows, to_dataset
+from .compiler.data import Dataset, Example, describe_source, load_rows, to_dataset
 from .compiler.metric import MetricBug, MetricSpec, StockMetric, call_metric, required_labels, resolve_metric
 from .loading import field_types, fields_of
 from .programs.artifact import Artifact, inputs_of
@@ -23,7 +23,7 @@ from .tallied import Tallied
 
 @dataclass(frozen=True)
 class Row:
-    """One row's result: `failure` says why there is no prediction, and its score is then 0."""
+    """One row's result: `failure` says why there is no prediction, and its score is then the failure score, 0."""
 
     example: Example
     prediction: dict[str, Any]
@@ -75,27 +75,50 @@ def evaluate(loaded: Any, data: Any, metric: Any, *, concurrency: int = 16) -> E
         DataError: If a column is missing.
         LMError: If the language model can't be reached; that never becomes a score.
     """
-    artifact: Artifact = loaded.artifact
     scored = resolve_metric(metric)
+    return evaluate_examples(loaded, dataset_of(loaded.artifact, data, scored), scored, concurrency=concurrency)
+
+
+def dataset_of(artifact: Artifact, data: Any, metric: MetricSpec) -> Dataset:
+    """Return rows as examples of an artifact's inputs; every label that the metric is known to read is a column."""
     known = inputs_of(artifact)
     dataset = to_dataset(
         load_rows(data),
         input_names=[name for name, required in known.items() if required],
         optional_inputs=[name for name, required in known.items() if not required],
-        types=field_types(artifact),
+        types={**field_types(artifact), **_container_types(artifact)},
         source=describe_source(data),
     )
-    for name in required_labels(scored):
+    for name in required_labels(metric):
         if name not in dataset.label_names and name not in dataset.input_names:
             raise DataError(
                 f"The data breaks `the metric's label is a column`: there is no column `{name}`; "
                 f"{nearest(name, list(dataset.label_names + dataset.input_names))}"
             )
+    return dataset
+
+
+def _container_types(artifact: Artifact) -> dict[str, Any]:
+    """Return the types of lists and tables among a program's fields, which rows of CSV hold as JSON text."""
+    from .signatures.types import python_type, type_from_json
+
+    types: dict[str, Any] = {}
+    for record in artifact.predictors:
+        for item in (record.signature or {}).get("fields", ()):
+            kind = str if item["type"] == "str" else python_type(type_from_json(item["type"]))
+            types[item["name"]] = str if kind is str else types.get(item["name"], kind)
+    return {name: kind for name, kind in types.items() if get_origin(kind) in (list, dict)}
+
+
+def evaluate_examples(
+    loaded: Any, examples: Iterable[Example], metric: MetricSpec, *, concurrency: int = 16, failure_score: float = 0.0
+) -> Evaluation:
+    """Return the score of a loaded program on examples; a row without a prediction counts `failure_score`."""
     began = time.monotonic()
-    judge = _judge(scored, loaded)
+    judge = _judge(metric, loaded)
     pool = ThreadPoolExecutor(concurrency)
     try:
-        futures = [pool.submit(_row, loaded, scored, example, judge) for example in dataset]
+        futures = [pool.submit(_row, loaded, metric, example, judge, failure_score) for example in examples]
         rows = tuple(future.result() for future in futures)
     except BaseException:
         # Give up what is under way: nobody waits for a server after Ctrl-C.
@@ -105,7 +128,7 @@ def evaluate(loaded: Any, data: Any, metric: Any, *, concurrency: int = 16) -> E
     pool.shutdown()
     lm = loaded.model.lm
     calls, usage = (lm.calls, lm.usage) if isinstance(lm, Tallied) else (0, Usage())
-    return Evaluation(artifact, scored.name, rows, time.monotonic() - began, usage, calls)
+    return Evaluation(loaded.artifact, metric.name, rows, time.monotonic() - began, usage, calls)
 
 
 def _judge(metric: MetricSpec, loaded: Any) -> Any:
@@ -119,14 +142,14 @@ def _judge(metric: MetricSpec, loaded: Any) -> Any:
     return dspy.settings.lm or EngineLM(loaded.model.lm, **dict(loaded.model.decoding))
 
 
-def _row(loaded: Any, metric: MetricSpec, example: Example, judge: Any) -> Row:
+def _row(loaded: Any, metric: MetricSpec, example: Example, judge: Any, failure_score: float) -> Row:
     try:
         prediction = loaded(**example.own_inputs())
     except Unreadable as error:
-        return Row(example, {}, 0.0, None, str(error))
+        return Row(example, {}, failure_score, None, str(error))
     except Exception as error:
         if type(error).__name__ == "AdapterParseError":  # DSPy's, of a program that runs through it
-            return Row(example, {}, 0.0, None, str(error).strip().partition("\n")[0])
+            return Row(example, {}, failure_score, None, str(error).strip().partition("\n")[0])
         raise user_error(error, f"{loaded.artifact.name}, on row {example.row},") from error
     try:
         score = call_metric(metric, example, prediction, None, lm=judge)

@@ -5,6 +5,7 @@ import json
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,8 @@ from .boundary import WRONG_REQUEST, user_error
 from .programs.artifact import Artifact, check_writable, inputs_of, read_artifact
 from .programs.lm import LMError
 from .programs.models import Model, resolve_lm
-from .programs.runtime import run_artifact
+from .programs.prediction import Prediction, requests_of
+from .programs.runtime import patience, run_artifact
 from .signatures.errors import ArtifactError, DataError, ProgramError, RequestError, nearest
 from .signatures.values import jsonable
 from .tallied import Tallied
@@ -100,7 +102,15 @@ def check_output(path: Path, option: str) -> None:
         ) from error
 
 
-def open_artifact(path: Path, *, program: str | None, lm: str | None, api_base: str | None) -> Any:
+def open_artifact(
+    path: Path,
+    *,
+    program: str | None,
+    lm: str | None,
+    api_base: str | None,
+    timeout: float | None = None,
+    retries: int | None = None,
+) -> Any:
     """Return the program in an artifact, ready to be called."""
     artifact = read_artifact(path)
     if program is None and artifact.program.kind == "class":
@@ -110,7 +120,7 @@ def open_artifact(path: Path, *, program: str | None, lm: str | None, api_base: 
         )
     module = None if program is None else load_program(program)
     name = artifact.model.name if lm is None else lm
-    model = resolve_lm(name, api_base=api_base)
+    model = resolve_lm(name, api_base=api_base, **patience(name, api_base, timeout, retries))
     if name == artifact.model.name:
         model = Model(model.lm, {**artifact.model.decoding, **model.decoding})
     return run_artifact(artifact, Model(Tallied(model.lm), model.decoding), program=module, name=str(path))
@@ -162,16 +172,19 @@ def predict(loaded: Any, inputs: Mapping[str, Any]) -> Any:
         raise user_error(error, loaded.artifact.name) from error
 
 
-def stream_rows(loaded: Any, source: str, concurrency: int) -> Iterator[tuple[dict[str, Any], bool]]:
+def stream_rows(
+    loaded: Any, source: str, concurrency: int, *, usage: bool = False
+) -> Iterator[tuple[dict[str, Any], bool]]:
     """Yield a record for each row, in order, and whether it is a prediction; else its `error` says why there is none.
 
-    Rows are read while others run, and never more than a window ahead of what was yielded.
+    With `usage` a record also says under `_usage` what the row took. Rows are read while others run, and never more
+    than a window ahead of what was yielded.
 
     Raises:
         DataError: If a row can't be read; those before it have been yielded.
         LMError: If the first row shows that no row can be answered: a wrong key, an unknown model, no server.
     """
-    stream = _Stream(loaded, source, concurrency)
+    stream = _Stream(loaded, source, concurrency, usage)
     try:
         yield from stream
     finally:
@@ -181,9 +194,10 @@ def stream_rows(loaded: Any, source: str, concurrency: int) -> Iterator[tuple[di
 class _Stream:
     """Rows under way: a thread reads them and hands them to workers; the results come out in order."""
 
-    def __init__(self, loaded: Any, source: str, concurrency: int) -> None:
+    def __init__(self, loaded: Any, source: str, concurrency: int, usage: bool) -> None:
         rows = _stdin_rows() if source == "-" else iter(_typed(load_table(source), loaded.artifact))
         self._loaded = loaded
+        self._usage = usage
         self._known = inputs_of(loaded.artifact)
         self._room = threading.Semaphore(4 * concurrency)
         self._pool = ThreadPoolExecutor(concurrency)
@@ -203,26 +217,29 @@ class _Stream:
             end = error
         self._results.put(end)
 
-    def _outcome(self, row: dict[str, Any]) -> Any:
+    def _outcome(self, row: dict[str, Any]) -> tuple[Any, float]:
+        began = time.perf_counter()
         try:
-            return predict(self._loaded, {name: row[name] for name in self._known if name in row})
+            found = predict(self._loaded, {name: row[name] for name in self._known if name in row})
         except Exception as error:  # noqa: BLE001 - a row's failure is data: the other rows still run
-            return error
+            found = error
+        return found, time.perf_counter() - began
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], bool]]:
         answered = False
         while (item := self._results.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            found = item.result()
+            found, seconds = item.result()
             self._room.release()
             if isinstance(found, LMError) and found.cause in WRONG_REQUEST and not answered:
                 raise found
             answered = True
-            if isinstance(found, Exception):
-                yield {"error": str(found)}, False
-            else:
-                yield fields_of(found), True
+            failed = isinstance(found, Exception)
+            record: dict[str, Any] = {"error": str(found)} if failed else fields_of(found)
+            if self._usage:
+                record["_usage"] = usage_of(None if failed else found, seconds)
+            yield record, not failed
 
     def close(self) -> None:
         """Begin nothing more, and give up what is under way."""
@@ -236,6 +253,18 @@ def fields_of(prediction: Any) -> dict[str, Any]:
     """Return a prediction's fields as JSON; what a program returns instead of a prediction is its `output`."""
     items = prediction.items() if hasattr(prediction, "items") else [("output", prediction)]
     return {name: jsonable(value) for name, value in items}
+
+
+def usage_of(prediction: Any, seconds: float) -> dict[str, Any]:
+    """Return what one call of a program took: tokens, seconds and, where they are counted, its requests."""
+    told = prediction.get_lm_usage() if hasattr(prediction, "get_lm_usage") else None
+    used: dict[str, Any] = {
+        name: sum(int(model.get(name) or 0) for model in (told or {}).values())
+        for name in ("prompt_tokens", "completion_tokens")
+    }
+    if isinstance(prediction, Prediction):
+        used = {"calls": requests_of(prediction), **used}
+    return {**used, "seconds": round(seconds, 4)}
 
 
 def _stdin_rows() -> Iterator[dict[str, Any]]:

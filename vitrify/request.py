@@ -60,6 +60,8 @@ class CompileRequest(_Data):
     test: arguments.Test = None
     select: arguments.Select = None
     group: arguments.Group = None
+    no_demos_from: arguments.NoDemosFrom = None
+    redact: arguments.Redact = None
     prompt_lm: arguments.PromptLm = None
     teacher: arguments.Teacher = None
     temperature: arguments.Temperature = None
@@ -70,6 +72,7 @@ class CompileRequest(_Data):
     timeout: arguments.Timeout = 180.0
     hedge: arguments.Hedge = False
     cache: arguments.Cache = True
+    sign: arguments.Sign = None
 
     def budget(self) -> "Budget":
         """Return what may be spent, in all and by the prompt model and the others apart."""
@@ -105,6 +108,7 @@ class CompileRequest(_Data):
             "test",
             "select",
             "group",
+            "redact",
         )
         more = (
             "accept",
@@ -119,6 +123,7 @@ class CompileRequest(_Data):
         return Options(
             teacher=None if self.teacher is None else load_program(self.teacher),
             formats=tuple(name for name in self.formats.split(",") if name),
+            no_demos_from=tuple(self.no_demos_from or ()),
             price=parse_price(self.price),
             **{name: getattr(self, name) for name in (*same, *more)},
         )
@@ -130,7 +135,7 @@ class CompileRequest(_Data):
 
     def files(self) -> Iterator[Path]:
         """Yield the files that the request names and that are there; a module's once it was imported."""
-        for spec in (self.program, self.teacher, self.metric):
+        for spec in (self.program, self.teacher, self.metric, self.redact):
             target, colon, _ = (spec or "").rpartition(":")
             module = sys.modules.get(target)
             if is_file_spec(target):

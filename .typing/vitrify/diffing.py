@@ -1,0 +1,1 @@
+../../vitrify/diffing.py

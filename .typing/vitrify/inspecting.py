@@ -1,0 +1,1 @@
+../../vitrify/inspecting.py

@@ -1,0 +1,1 @@
+../../vitrify/signing.py

@@ -1,0 +1,1 @@
+../../vitrify/verifying.py
