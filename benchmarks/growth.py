@@ -1,6 +1,7 @@
 """How memory and the time to decide grow with a run, ours beside stock DSPy's.
 
     python benchmarks/growth.py --outcomes 100000
+    python benchmarks/growth.py --outcomes 100000 --slots 30 --levels 20    # deciding alone, without the evaluator
 
 Ours: the production search over the production evaluator, ledger and meter, on a model inside this process that answers
 at once (no server, so that a hundred thousand outcomes take minutes). DSPy: `dspy.Evaluate` of the same program over a
@@ -11,6 +12,7 @@ resident set.
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that wait for each other count as CPU
 
 
 def resident() -> float:
@@ -167,6 +170,46 @@ def theirs(outcomes: int, url: str) -> dict[str, float]:
     return {"outcomes": outcomes, "growth": resident() - first}
 
 
+def deciding(outcomes: int, slots: int, levels: int) -> None:
+    """Print what a block costs to decide on as a search grows, on a table that answers at once: no evaluator."""
+    import numpy as np
+    from vitrify.compiler.search import SearchOptions, search
+    from vitrify.compiler.space import Point, SearchSpace, Slot
+
+    class Instant:
+        """Answers at random, by effects of the levels, and looks at the clock."""
+
+        examples = 1400
+
+        def __init__(self) -> None:
+            self.rng = np.random.default_rng(0)
+            self.effects = [self.rng.normal(0, 0.15, levels) for _ in range(slots)]
+            self.difficulty = self.rng.normal(0, 2, self.examples)
+            self.own, self.told = 0.0, 0
+            self.marks: list[tuple[int, int, float, float]] = []
+            self.blocks = 0
+
+        def score(self, point: Point, examples: Any) -> Any:
+            began = time.process_time()
+            if self.told >= len(self.marks) * outcomes / 10:
+                self.marks.append((self.told, self.blocks, began - self.own, resident()))
+            logit = sum(float(effects[level]) for effects, level in zip(self.effects, point, strict=True))
+            scores = self.difficulty[list(examples)] + logit + self.rng.logistic(0, 0.6, len(examples)) > 0
+            self.blocks, self.told = self.blocks + 1, self.told + len(examples)
+            self.own += time.process_time() - began
+            return scores.astype(float)
+
+    table = Instant()
+    space = SearchSpace([Slot(f"s{index}", levels) for index in range(slots)])
+    search(space, table, budget=outcomes, seed=0, options=SearchOptions())
+    table.marks.append((table.told, table.blocks, time.process_time() - table.own, resident()))
+    print(f"\n| outcomes, {slots} slots of {levels} levels | ms of CPU to decide on a block | resident MB |")
+    print("|---|---|---|")
+    for before, after in itertools.pairwise(table.marks):
+        ms = 1000 * (after[2] - before[2]) / max(1, after[1] - before[1])
+        print(f"| {before[0]:,} to {after[0]:,} | {ms:.2f} | {after[3]:.0f} |", flush=True)
+
+
 def measure(which: str, outcomes: int, url: str = "") -> dict[str, float]:
     """Return one measurement, from a process of its own."""
     words = [sys.executable, __file__, "--measure", which, "--outcomes", str(outcomes), "--url", url]
@@ -205,11 +248,15 @@ def main() -> None:
     parser.add_argument("--outcomes", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--url", default="")
+    parser.add_argument("--slots", type=int, default=0)
+    parser.add_argument("--levels", type=int, default=20)
     arguments = parser.parse_args()
     if arguments.measure == "ours":
         print(json.dumps(ours(arguments.outcomes)))
     elif arguments.measure == "dspy":
         print(json.dumps(theirs(arguments.outcomes, arguments.url)))
+    elif arguments.slots:
+        deciding(arguments.outcomes, arguments.slots, arguments.levels)
     else:
         growth(arguments.repeats, arguments.outcomes)
 
