@@ -307,7 +307,8 @@ def test_what_pydantic_may_refuse_is_built_when_it_is_read() -> None:
         spec = lower_type(annotation)
         assert not isinstance(spec, Unsupported) and not builds_always(spec)
     assert not builds_always(LiteralType(()))
+    no_values: Any = {"kind": "literal", "values": []}
     no_members: Any = {"kind": "enum", "name": "E", "doc": None, "base": "Enum", "members": []}
-    for empty in ({"kind": "literal", "values": []}, no_members):
+    for empty in (no_values, no_members):
         with pytest.raises(ArtifactError, match="at least one value"):
             type_from_json(empty)
