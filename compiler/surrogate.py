@@ -4,7 +4,7 @@
 
 The examples' difficulties d (one a block is enough: whoever was told a block was told all of it) have a flat prior, so
 that only comparisons within a block count. Every level and every point is exchangeable: who is worse than most is
-believed to be worse. The baseline is one of them while the search goes on; for the verdict its own effect has a flat
+believed to be worse. The baseline is one of them while the search goes on; for the verdict its own effect has a wide
 prior, since it is what the user wrote and no draw of what strategies propose. tau and omega aren't fitted but averaged
 over a grid that reaches nearly zero, weighted by the marginal likelihood; while the search goes on, over the
 neighbourhood of the best cell.
@@ -33,7 +33,7 @@ GRID = (0.0015, 0.005, 0.012, 0.025, 0.045, 0.07, 0.1, 0.14, 0.2)
 NEGLIGIBLE = 7.0
 """A cell whose log likelihood is so far below the best one's doesn't count."""
 
-FLAT = 1.0
+FLAT = 0.1
 """The prior standard deviation of a point that isn't exchangeable with the others, in units of the scores' scale."""
 
 CHUNK = 1024

@@ -101,8 +101,8 @@ def test_a_good_baseline_is_not_taken_for_an_average_one() -> None:
 
     apart, one_of_them = mean(Surrogate.fit(sums, columns, apart=base)), mean(Surrogate.fit(sums, columns))
     raw = float(np.mean([scores.paired(row, base).mean() for row in rest]))
-    assert apart == pytest.approx(raw, abs=0.05)
-    assert apart < one_of_them - 0.05 < 0
+    assert apart == pytest.approx(raw, abs=0.12)
+    assert raw - 0.05 < apart < one_of_them - 0.03 < 0
 
 
 @given(st.floats(-1, 1), st.floats(0.01, 1), st.floats(-1, 1), st.floats(1.01, 30), st.floats(0, 10))
