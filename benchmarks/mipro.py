@@ -46,8 +46,8 @@ class Program(dspy.Module):  # type: ignore[misc]
     """A program whose score on a row is looked up by what is set on its predictors.
 
     Args:
-        levels: For each predictor the texts of its instructions; the number of a demonstration set is its only member.
-        lookup: Called with (levels of each predictor, row).
+        predictors: How many. An instruction's text is its number, a demonstration set's only member is its.
+        lookup: Called with (numbers of each predictor, row).
     """
 
     def __init__(self, predictors: int, lookup: Any) -> None:
