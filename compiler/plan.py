@@ -26,6 +26,9 @@ DESIGN = 0.35
 ENOUGH = 40
 """Examples on which a point of a space that will grow is known well enough to wait."""
 
+FEWEST, PART = 8, 10
+"""The surrogate is fitted again when so many more blocks, and such a part of all, were told."""
+
 REPEATS = 9
 """Times that an example is asked again at most; then the model's dice are a tenth of what they were."""
 
@@ -98,7 +101,7 @@ class Plan:
             return None
         if self.scores.depth(self.home) < min(max(2, self.scores.starts), self.scores.blocks):
             return self.home  # on every block that anybody begins with
-        if self._refit() and self.fits % 4 == 0 and not waiting and self._hopeless():
+        if self._refit() and self.fits % 2 == 0 and not waiting and self._hopeless():
             self.reason = "nothing separates the candidates"
             return None
         if waiting:
@@ -116,7 +119,7 @@ class Plan:
 
     def _refit(self) -> bool:
         """Fit the surrogate again when enough was told since the last time; say whether it was."""
-        if self.blocks_told - self.fitted < max(4, self.blocks_told // 16):
+        if self.blocks_told - self.fitted < max(FEWEST, self.blocks_told // PART):
             return False
         self.fitted = self.blocks_told
         self.fits += 1

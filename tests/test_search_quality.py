@@ -196,6 +196,6 @@ def test_the_search_ends_early_where_nothing_would_ship_and_nowhere_else() -> No
             world = World([6, 6], effect, 8000 + seed, examples=300)
             found = search(world.space, world, budget=3000, seed=seed)
             ended[effect] += "nothing separates the candidates" == found.reason
-            assert (found.spent < 2700) == ("nothing separates the candidates" == found.reason)
+            assert (found.spent < 3000) == ("nothing separates the candidates" == found.reason)
     assert ended[0.0] >= 2
     assert 0 == ended[0.12]
