@@ -229,8 +229,7 @@ def _canaries(state: State, shipped: Candidate) -> list[Canary]:
     """Return inputs of accepted training traces with the messages that they render to."""
     import dspy
 
-    job = state.job
-    bound = {item.path: item.predictor for item in walk(bind(job.target.program, job.target.spec, shipped))}
+    job, bound = state.job, {}
     canaries: list[Canary | None] = []
     for spec in job.target.spec.predictors:
         names = [] if spec.signature is None else [field.name for field in spec.signature.inputs]
@@ -240,6 +239,9 @@ def _canaries(state: State, shipped: Candidate) -> list[Canary]:
         if plan is not None:
             canaries += [planned_canary(spec.path, plan, inputs) for inputs in given]
         else:
+            if not bound:
+                copy = bind(job.target.program, job.target.spec, shipped)
+                bound = {item.path: item.predictor for item in walk(copy)}
             adapter = job.target.adapter or dspy.ChatAdapter()
             canaries += [dspy_canary(spec.path, bound[spec.path], adapter, inputs) for inputs in (given or [{}])]
     return [canary for canary in canaries if canary is not None]
