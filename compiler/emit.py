@@ -229,7 +229,8 @@ def _canaries(state: State, shipped: Candidate) -> list[Canary]:
     """Return inputs of accepted training traces with the messages that they render to."""
     import dspy
 
-    job, bound = state.job, {}
+    job = state.job
+    bound: dict[str, Any] = {}
     canaries: list[Canary | None] = []
     for spec in job.target.spec.predictors:
         names = [] if spec.signature is None else [field.name for field in spec.signature.inputs]
