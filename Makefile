@@ -30,8 +30,9 @@ demo: $(VENV)/.compile ## install, compile the helpdesk example on the embedded 
 test: $(VENV)/.dev ## run every test (no network beyond the package index, no key)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-torture: $(VENV)/.dev ## the long versions of the fault tests: 200 SIGKILLs, storms, every budget
-	$(BIN)/python -m pytest -n 2 -q tests/torture.py
+torture: $(VENV)/.dev ## the long versions of the fault tests: 200 SIGKILLs, storms, every budget, a million hostile files
+	$(BIN)/python -m pytest -n 2 -q tests/torture.py -k "not hostile"
+	$(BIN)/python -m pytest -n 2 -q -rP tests/torture.py -k hostile
 
 check: $(VENV)/.dev ## ruff, mypy, pyright and the layout test
 	$(BIN)/ruff check .

@@ -254,7 +254,7 @@ def canaries_of(
     """Return the first inputs in `seen`, values by predictor and field, with the messages that they render to."""
     import dspy
 
-    bound = {item.path: item.predictor for item in walk(bind(program, lowered, shipped))}
+    bound: dict[str, Any] = {}
     canaries: list[Canary | None] = []
     for spec in lowered.predictors:
         names = [] if spec.signature is None else [field.name for field in spec.signature.inputs]
@@ -263,6 +263,8 @@ def canaries_of(
         if plan is not None:
             canaries += [planned_canary(spec.path, plan, inputs) for inputs in given]
         else:
+            if not bound:
+                bound = {item.path: item.predictor for item in walk(bind(program, lowered, shipped))}
             mine = adapter or dspy.ChatAdapter()
             canaries += [dspy_canary(spec.path, bound[spec.path], mine, inputs) for inputs in (given or [{}])]
     return [canary for canary in canaries if canary is not None]

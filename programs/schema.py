@@ -21,6 +21,8 @@ Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
 _NULL: Schema = {"type": "null"}
+_NUMBER = r"^-?([0-9]+|[0-9]+\.0|[0-9](\.[0-9]+)?e\+(1[6-9]|20))$"
+"""An integer, or an integral float below 1e21, as Python prints them."""
 _BASIC: dict[Any, Schema] = {
     str: _TEXT, bool: {"type": "boolean"}, int: {"type": "integer"}, float: {"type": "number"}, Any: {},
 }  # fmt: skip
@@ -158,7 +160,10 @@ def _exact() -> Schema:
     """Return the schema of a value such that canonical JSON loses neither `1.0` nor the order of keys."""
     this = {"$ref": "#/$defs/exact"}
     plain = {"type": "object", "propertyNames": {"not": {"pattern": "^\\$"}}, "additionalProperties": this}
-    marks = [_closed({"$object": _array(_pair(_TEXT, this))}), _closed({"$number": _TEXT})]
+    marks = [
+        _closed({"$object": _array(_pair(_TEXT, this))}),
+        _closed({"$number": {"type": "string", "pattern": _NUMBER}}),
+    ]
     return {
         "description": "A JSON value; an object whose order counts and a number that canonical JSON would merge or "
         "lose are marked.",

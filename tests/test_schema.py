@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vitrify.programs.artifact import FORMAT, parse_artifact
 from vitrify.programs.embedded import Embedded
+from vitrify.programs.exact import exact
 from vitrify.programs.models import Model
 from vitrify.programs.runtime import run_artifact
 from vitrify.programs.schema import artifact_schema, schema_text
@@ -64,6 +65,14 @@ def test_json_that_is_no_artifact_fails(kind: str) -> None:
     except (ValueError, RecursionError):
         return  # no matter of a schema
     assert not VALIDATOR.is_valid(value)
+
+
+@given(st.one_of(json_values, st.integers().map(float), st.floats(1e15, 1e22).map(round).map(float)))
+@profile(200)
+def test_every_exact_value_validates(value: Any) -> None:
+    schema = artifact_schema()
+    validator: Any = jsonschema.Draft202012Validator({"$ref": "#/$defs/exact", "$defs": schema["$defs"]})
+    validator.validate(exact(value))
 
 
 @given(st.randoms(use_true_random=False), json_values, st.sampled_from(GOLDEN))
