@@ -33,6 +33,7 @@ from .metered import Flights, Manners, MeteredLM, Scope
 from .metric import MetricBug, MetricSpec, call_metric
 from .outcome import Cost, Malformed, Outcome, ProgramBug, Refused, Scored, TraceStep
 from .pace import Pace
+from .races import lost_a_race
 from .stock import StockMetric
 from .workers import Workers
 
@@ -113,9 +114,8 @@ class _Asked:
         return canonical_json([self.target.spec.name, self.bound.candidate, self.example.id, replicate])
 
 
-PARSES = 3
-"""How often an evaluation is run again after a SystemError: CPython 3.11's parser raises one now and then where threads
-parse Python at once, as DSPy's own parser of replies does (gh-106905). Replies and effects are on record by then."""
+AGAIN = 3
+"""How often an evaluation is run again that lost a race in somebody else's code. Replies and effects are on record."""
 
 PLAIN = Errand()
 """An evaluation that the caller waits for, on the task model."""
@@ -235,12 +235,12 @@ class Evaluator:
 
     def _evaluate(self, asked: "_Asked") -> Outcome:
         """Run the program and the metric in this thread."""
-        for _ in range(PARSES):
+        for _ in range(AGAIN):
             try:
                 with recording(self._record, asked.identity):
                     return self._evaluated(asked)
             except (ProgramBug, MetricBug) as error:
-                if not isinstance(error.__cause__, SystemError):
+                if not lost_a_race(error.__cause__):
                     raise
         with recording(self._record, asked.identity):
             return self._evaluated(asked)
