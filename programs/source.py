@@ -7,6 +7,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from ..signatures.literals import parsing
+
 
 class Refusal(Exception):
     """A construct outside the grammar of data flow; the message says what and, where it can, the file and line."""
@@ -49,8 +51,8 @@ def _tree(function: types.FunctionType) -> ast.FunctionDef:
     try:
         file = inspect.getsourcefile(function) or ""
         lines = linecache.getlines(file, function.__globals__)
-        parsed = ast.parse("".join(lines))
-        whole = compile(parsed, file, "exec", dont_inherit=True)
+        parsed = parsing(lambda: ast.parse("".join(lines)))
+        whole = parsing(lambda: compile(parsed, file, "exec", dont_inherit=True))
     except (OSError, TypeError, ValueError, SyntaxError, RecursionError) as error:
         raise Refusal(f"the source of {function.__qualname__} can't be read") from error
     live = function.__code__

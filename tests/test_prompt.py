@@ -296,7 +296,7 @@ def test_a_request_by_plan_is_written_and_named_like_any_other(
     try:
         plan = PromptPlan.build(spec, format=format, demos=data.draw(demos(signature)), types=annotations(signature))
         messages, plain = plan.request_messages(inputs), plan.render(inputs)
-    except NeedsAdapter:
+    except (NeedsAdapter, TypeError):  # the latter is DSPy's own answer to [None] in a text field
         return
     assert list(messages) == plain
     ours, other = Request(model, messages, params, 3), Request(model, tuple(plain), params, 3)
