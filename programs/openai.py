@@ -17,6 +17,7 @@ from .connections import Unconnected, Untrusted
 from .lm import Capabilities, LMError, Reply, Request, Retry, with_retries
 from .openai_wire import decode, encode, known_capabilities, retry_after, status_error, wire_name
 from .pool import Pool
+from .response import Broken
 from .site import Site, proxy_for
 from .transport import Transport
 
@@ -216,7 +217,8 @@ class OpenAICompatible:
         if not isinstance(error, OSError):
             text = f"{self._name}: can't talk to {self._endpoint} ({error}); check `api_base`."
             return LMError(text, cause="connection", retryable=False)
-        text = f"{self._name}: {self._host} dropped the connection before its reply was complete; try again later."
+        why = f" ({error})" if isinstance(error, Broken) else ""
+        text = f"{self._name}: {self._host} dropped the connection before its reply was complete{why}; try again later."
         return LMError(text, cause="connection")
 
     def _scrubbed(self, error: LMError) -> LMError:

@@ -94,7 +94,7 @@ def encode(request: Request, model: str) -> bytes:
         # They answer 400 to any other temperature.
         del params["temperature"]
     messages = request.messages
-    if type(messages) is Messages:
+    if type(messages) is Messages and "model" not in params and "messages" not in params:
         rest = f",{_ENCODER.encode(params)[1:]}" if params else "}"
         text = f'{{"model":{_ENCODER.encode(model)},"messages":{messages.json}{rest}'
     else:
@@ -178,7 +178,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """
     millis, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
     try:
-        seconds = float(millis) / 1000 if millis else float(value)
+        seconds = float((millis or value).split(",")[0]) / (1000 if millis else 1)
     except ValueError:
         try:
             seconds = max(0.0, parsedate_to_datetime(value).timestamp() - now)

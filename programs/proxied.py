@@ -31,7 +31,9 @@ class Proxied:
                 return response.status, headers, await response.read()
         except aiohttp.ConnectionTimeoutError:
             failure: Exception = Unconnected("no answer")
-        except (aiohttp.ClientSSLError, ssl.SSLError, aiohttp.InvalidURL) as error:
+        except aiohttp.InvalidURL:  # its text is the address, password and all
+            failure = Untrusted("the proxy's address is no web address")
+        except (aiohttp.ClientSSLError, ssl.SSLError) as error:
             failure = Untrusted(f"{type(error).__name__}: {error}")
         except aiohttp.ClientConnectorError as error:
             failure = Unconnected(error.strerror or "failed")

@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from typing import Final
 
 HEAD_LIMIT: Final = 65_536
-"""The most bytes of a response's head, of a chunk's line and of the trailers together."""
+"""The most bytes of a response's head, and of a chunk's line."""
+
+UNPACKED_LIMIT: Final = 1 << 26
+"""The most bytes that a packed body may unpack to; no reply of a language model comes near."""
 
 _HEAD: Final = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n\0]*)?((?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)*)"
@@ -195,10 +198,22 @@ def _unpacked(content: bytes, encoding: bytes) -> bytes:
     """Return a body as it was before the server packed it."""
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
         raise Broken("the response has an unknown content coding")
+    if not content:
+        return content
     try:
-        return zlib.decompress(content, 47)  # gzip's head or zlib's
+        parts = []
+        while content:  # gzip may have several members
+            packed = zlib.decompressobj(47)  # gzip's head or zlib's
+            parts.append(packed.decompress(content, UNPACKED_LIMIT))
+            if packed.unconsumed_tail:
+                raise Broken("the response is too large")
+            if not packed.eof:
+                raise zlib.error
+            content = packed.unused_data if encoding != b"deflate" else b""
+        return b"".join(parts)
     except zlib.error:
-        pass
+        if encoding != b"deflate":
+            raise Broken("the response can't be unpacked") from None
     try:
         return zlib.decompress(content, -15)  # none, as old servers mean by deflate
     except zlib.error:

@@ -45,8 +45,19 @@ class Site:
 
     @functools.cached_property
     def host(self) -> str:
-        """The server's name or address."""
-        return urlsplit(self.url).hostname or ""
+        """The server's name, as it is asked for and sent, or its address.
+
+        Raises:
+            ValueError: If it is no name.
+
+        """
+        name = urlsplit(self.url).hostname or ""
+        if name.isascii():
+            return name
+        import idna
+
+        # Python's own codec follows the rules of 2003, by which some names are those of another host.
+        return idna.encode(name, uts46=True).decode()
 
     @functools.cached_property
     def port(self) -> int:
@@ -72,7 +83,7 @@ class Site:
 
         """
         parts = urlsplit(self.url)
-        host = f"[{self.host}]" if ":" in self.host else self.host.encode("idna").decode()
+        host = f"[{self.host}]" if ":" in self.host else self.host
         fields = {"Host": f"{host}:{parts.port}" if parts.port else host}
         if parts.username is not None or parts.password is not None:
             if any(name.lower() == "authorization" for name in self.headers):

@@ -126,6 +126,62 @@ def test_headers_of_a_refusal_are_there_by_small_names() -> None:
     run(main)
 
 
+def test_a_refusal_is_heard_whatever_its_body() -> None:
+    refusal = b"HTTP/1.1 401 No\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b"
+    answers = [refusal % (b"gzip", 0, b""), refusal % (b"br", 3, b"abc")]
+
+    async def main() -> None:
+        async with opened(lambda number, body: answers[number]) as (_, made):
+            for _ in answers:
+                status, _headers, content = await made.post(b"")
+                assert (status, content) == (401, b"")
+
+    run(main)
+
+
+def test_a_refusal_of_a_large_request_ends_the_connection() -> None:
+    """It may have come before the request was out, the rest of which would stand before the next one."""
+    refusal = b"HTTP/1.1 429 Slow Down\r\nContent-Length: 0\r\n\r\n"
+
+    async def main() -> None:
+        async with opened(lambda number, body: refusal) as (server, made):
+            for size, accepted in ((10, 1), (100_000, 1), (10, 2)):
+                assert (await made.post(b"x" * size))[0] == 429 and server.accepted == accepted
+
+    run(main)
+
+
+def test_a_name_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all who connect at a time one asks for the addresses; the others wait for that."""
+    asked: list[str] = []
+    known = socket.getaddrinfo
+
+    def slow(host: Any, *more: Any, **named: Any) -> Any:
+        if host == "model.example" and not named.get("flags"):
+            asked.append(host)
+            time.sleep(0.05)
+            return known("127.0.0.1", *more, **named)
+        return known(host, *more, **named)
+
+    async def main() -> None:
+        async with opened() as (_, made):
+            port = made._site.port
+            named = Connections(Site("m", f"http://model.example:{port}/v1", HEADERS, 4.0, None), made._loop)
+            monkeypatch.setattr(socket, "getaddrinfo", slow)
+            answers = await asyncio.gather(*(named.post(b"%d" % number) for number in range(60)))
+            assert [answer[2] for answer in answers] == [b"%d" % number for number in range(60)]
+            await named.close()
+
+    run(main)
+    assert asked == ["model.example"]
+
+
+def test_a_name_of_many_letters() -> None:
+    site = Site("m", "https://straße.example/v1", {}, 1.0, None)
+    assert site.host == "xn--strae-oqa.example" and b"Host: xn--strae-oqa.example\r\n" in site.head
+    assert Site("m", "https://bücher.example:8443/v1", {}, 1.0, None).host == "xn--bcher-kva.example"
+
+
 LEFT: dict[str, Peer] = {
     "said so": lambda n, body: (
         b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
@@ -378,6 +434,20 @@ def test_tls_with_a_server_that_is_trusted(certificate: tuple[Path, Path], monke
         threading.Timer(0.1, lm.close).start()
         with pytest.raises(LMError, match="was closed"):
             lm.complete(ask())
+
+
+def test_a_large_reply_over_tls_before_the_connection_ends(
+    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that was received counts, where the end comes with it."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    text = b"h" * 1_000_000
+    reply = b'{"choices":[{"message":{"content":"%b"}}]}' % text
+    answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(reply), reply)
+    with secured(certificate, lambda number, body: answer + Server.CLOSE) as (_, url):
+        lm = OpenAICompatible("openai/local", api_base=url, api_key="none", timeout=5.0, retry=ONCE)
+        assert [len(lm.complete(ask()).text or "") for _ in range(10)] == [len(text)] * 10
+        lm.close()
 
 
 def test_tls_with_a_server_that_is_not_trusted(certificate: tuple[Path, Path]) -> None:

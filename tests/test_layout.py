@@ -33,6 +33,8 @@ THIRD_PARTIES = {
         "pydantic_core",
         "json_repair",
         "aiohttp",
+        "aiohappyeyeballs",
+        "idna",
         "diskcache",
         "dspy",
         "litellm",

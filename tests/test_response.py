@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vitrify.programs.response import HEAD_LIMIT, Broken, Response
+from vitrify.programs.response import HEAD_LIMIT, UNPACKED_LIMIT, Broken, Response
 
 CASES = (str.lower, str.upper, str.title)
 NAMES = ("Date", "Server", "X-Request-Id", "Set-Cookie", "Retry-After", "Via")
@@ -166,6 +166,21 @@ def test_what_cannot_be_unpacked_is_refused(raw: bytes) -> None:
     response = Response()
     assert response.feed(OK + raw + b"\r\nContent-Length: 3\r\n\r\nabc") and response.status == 200
     with pytest.raises(Broken):
+        print(response.content)
+
+
+def test_a_packed_body_of_several_members() -> None:
+    body = gzip.compress(b"one ") + gzip.compress(b"two")
+    response = Response()
+    assert response.feed(OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    assert response.content == b"one two"
+
+
+def test_a_body_that_unpacks_to_far_too_much_is_refused() -> None:
+    body = zlib.compress(bytes(UNPACKED_LIMIT + 1))
+    response = Response()
+    assert response.feed(OK + b"Content-Encoding: deflate\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    with pytest.raises(Broken, match="too large"):
         print(response.content)
 
 
