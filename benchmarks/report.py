@@ -121,9 +121,9 @@ class Result:
         return np.array([100 * (best[s]["best"] - runs[s][field]) for s in sorted(runs) if s in other and s in best])
 
     def held(self) -> Floats:
-        """Return whether the interval holds the truth, of the runs whose best point isn't the baseline."""
-        runs = self.found.get("ours", {})
-        return np.array([float(r["low"] <= r["gain"] <= r["high"]) for _, r in sorted(runs.items()) if r["finds"]])
+        """Return whether the interval holds the truth of the favourite, which it is of; a run without one has none."""
+        runs = [run for _, run in sorted(self.found.get("ours", {}).items()) if run["favourite"] is not None]
+        return np.array([float(run["low"] <= run["favourite"] <= run["high"]) for run in runs])
 
     def worse(self) -> Floats:
         """Return whether what shipped is worse than the baseline."""

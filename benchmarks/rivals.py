@@ -269,8 +269,8 @@ RIVALS: dict[str, Callable[[Task, Counter, int], Point]] = {
 def run(who: str, task: Task, budget: int, seed: int, auto: str | None = None) -> dict[str, Any]:
     """Let somebody search, and return the outcome: true gains over the baseline, calls, CPU seconds.
 
-    Of ours also whether it ships, the interval, and whether the best point isn't the baseline. `auto` is MIPROv2's
-    mode where the calls are those that it spends.
+    Of ours also whether it ships, and the interval with the true difference of the point that it is of, the favourite.
+    `auto` is MIPROv2's mode where the calls are those that it spends.
     """
     counter = Counter(task, budget // SHARES.get(who, 1))
     home = task.truth(task.home)
@@ -285,7 +285,7 @@ def run(who: str, task: Task, budget: int, seed: int, auto: str | None = None) -
         "gain": task.truth(found.best) - home,
         "shipped": task.truth(found.shipped) - home,
         "ships": found.shipped != task.home,
-        "finds": found.best != task.home,
+        "favourite": task.truth(found.favourite) - home if found.favourite != task.home else None,
         "low": found.interval[0],
         "high": found.interval[1],
         "estimate": found.estimate,

@@ -222,7 +222,7 @@ def test_aims_are_told_with_what_was_reached() -> None:
     def runs(gain: float, **more: Any) -> dict[int, dict[str, Any]]:
         return {seed: {"gain": gain + 0.001 * seed, "seconds": 0.1, **more} for seed in range(5)}
 
-    ours = {"shipped": 0.1, "ships": True, "finds": True, "low": 0.0, "high": 0.2}
+    ours = {"shipped": 0.1, "ships": True, "favourite": 0.1, "low": 0.0, "high": 0.2}
     found = {"mipro": runs(0.05), "ours": runs(0.1, **ours), "truth": runs(0.0, best=0.12, floor=0.11, home=0.5)}
     result = report.Result("default-2-light", 1200, found, range(5))
     assert 5.0 == pytest.approx(report.mean(result.ahead("ours", "mipro")).mean)
