@@ -169,6 +169,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [one for one in found.who if one not in EVERYBODY]
     if unknown:
         parser.error(f"`--rivals are of {', '.join(EVERYBODY)}` must hold, but got {', '.join(unknown)}.")
+    names = [cell.name for cell in (*world_cells(), *table_cells())]
+    nobody = [pattern for pattern in found.cells or () if not fnmatch.filter(names, pattern)]
+    if nobody:
+        parser.error(f"`--cells are patterns of cells, with spaces between` must hold, but none is {nobody[0]!r}.")
     return found
 
 

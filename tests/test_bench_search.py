@@ -194,6 +194,13 @@ def test_lines_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "tuning seeds 0 to 2" in out and SMALL in out
 
 
+@pytest.mark.parametrize("wrong", [("--rivals", "ours,nobody"), ("--cells", "default-1-*,default-2-*"), ("--cells", "x")])
+def test_who_or_what_nobody_knows_is_an_error(wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main([*wrong, "--report"])
+    assert stopped.value.code == 2 and "must hold, but" in capsys.readouterr().err
+
+
 def test_fingerprints_follow_the_code_of_the_search_alone() -> None:
     names = {path.name for path in (Path(lines.search.__file__).parent).glob("*.py")}
     closure = "\0".join(lines._closure(Path(lines.search.__file__).resolve()))
