@@ -194,7 +194,9 @@ def test_lines_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "tuning seeds 0 to 2" in out and SMALL in out
 
 
-@pytest.mark.parametrize("wrong", [("--rivals", "ours,nobody"), ("--cells", "default-1-*,default-2-*"), ("--cells", "x")])
+@pytest.mark.parametrize(
+    "wrong", [("--rivals", "ours,nobody"), ("--cells", "default-1-*,default-2-*"), ("--cells", "x")]
+)
 def test_who_or_what_nobody_knows_is_an_error(wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         command.main([*wrong, "--report"])
