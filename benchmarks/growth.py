@@ -21,12 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that wait for each other count as CPU
+
+PLOT = Path(__file__).resolve().parent.parent / ".vitrify" / "growth.svg"
 
 
 def resident() -> float:
@@ -205,9 +208,30 @@ def deciding(outcomes: int, slots: int, levels: int) -> None:
     table.marks.append((table.told, table.blocks, time.process_time() - table.own, resident()))
     print(f"\n| outcomes, {slots} slots of {levels} levels | ms of CPU to decide on a block | resident MB |")
     print("|---|---|---|")
+    curve = []
     for before, after in itertools.pairwise(table.marks):
         ms = 1000 * (after[2] - before[2]) / max(1, after[1] - before[1])
+        curve.append((after[0], ms, after[3]))
         print(f"| {before[0]:,} to {after[0]:,} | {ms:.2f} | {after[3]:.0f} |", flush=True)
+    plot(curve, PLOT)
+
+
+def plot(curve: Sequence[tuple[int, float, float]], path: Path) -> None:
+    """Draw milliseconds to decide and resident MB by outcomes; matplotlib comes with the extra `dev`."""
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
+    rcParams["svg.hashsalt"] = "vitrify"
+    canvas = Figure(figsize=(7, 3), layout="constrained")
+    outcomes, milliseconds, megabytes = zip(*curve, strict=True)
+    for axes, values, label in zip(
+        canvas.subplots(1, 2), (milliseconds, megabytes), ("ms of CPU to decide on a block", "resident MB"), strict=True
+    ):
+        axes.plot(outcomes, values, marker="o", markersize=3)
+        axes.set(xlabel="outcomes told", ylabel=label, ylim=(0, None))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path, metadata={"Date": None})
+    print(f"The plot is {path}.")
 
 
 def measure(which: str, outcomes: int, url: str = "") -> dict[str, float]:
