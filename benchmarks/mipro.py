@@ -33,7 +33,7 @@ class Text:
         return Text(instructions)
 
 
-class Looked(dspy.Predict):  # type: ignore[misc]
+class Looked(dspy.Predict):  # type: ignore[misc]  # Any to a type checker
     """A predictor that is never called: it holds what the loop sets on it."""
 
     def __init__(self, text: Text) -> None:
@@ -42,7 +42,7 @@ class Looked(dspy.Predict):  # type: ignore[misc]
         self.lm = None
 
 
-class Program(dspy.Module):  # type: ignore[misc]
+class Program(dspy.Module):  # type: ignore[misc]  # Any to a type checker
     """A program whose score on a row is looked up by what is set on its predictors.
 
     Args:
