@@ -1,6 +1,8 @@
 """What several test files share: compiled artifacts, made once in a session."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,14 @@ def _own_home(
     """Give every test a home of its own, as the working directory `here` is: runs share a cache there."""
     if "here" not in request.fixturenames:
         monkeypatch.setenv("VITRIFY_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(autouse=True)
+def _heeded() -> Iterator[None]:
+    """Children begin without an ignored SIGINT, which a shell in the background would hand down to them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def compile_small(program: Any, rows: Any, metric: Any, run_dir: Path) -> Any:
