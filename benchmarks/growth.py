@@ -43,9 +43,10 @@ def ours(outcomes: int) -> dict[str, Any]:
     import dspy
     from vitrify.compiler import compile as compiler
     from vitrify.compiler.budget import Budget
+    from vitrify.compiler.journal import StudyJournal
     from vitrify.compiler.ledger import Ledger
     from vitrify.compiler.options import Options
-    from vitrify.compiler.passes import EvaluatorOracle
+    from vitrify.compiler.passes import STUDY, EvaluatorOracle
     from vitrify.compiler.search import SearchOptions, search
     from vitrify.compiler.state import Levels
     from vitrify.compiler.strategy import InstructionLevel, Provenance
@@ -99,7 +100,8 @@ def ours(outcomes: int) -> dict[str, Any]:
     marks: dict[int, tuple[float, float, float]] = {}
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "run") as ledger:
         run = compiler._run(job, ledger)
-        oracle = EvaluatorOracle(run, levels, job.dataset.examples)
+        journal = StudyJournal(ledger.path / STUDY, "growth", levels.space)
+        oracle = EvaluatorOracle(run, levels, job.dataset.examples, journal)
         told: list[int] = []
         blocks: list[int] = []
         sizes: list[float] = []
